@@ -1,0 +1,1 @@
+"""DETR with a panoptic mask head in JAX and Flax."""
