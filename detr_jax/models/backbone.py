@@ -1,0 +1,179 @@
+"""ResNet as a feature pyramid, with frozen batch norm or group norm."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from detr_jax.models import initializers
+from detr_jax.models.layers import GroupNorm, convolve, valid_mask, zero_outside
+
+Norm = Literal["frozen_batch", "group"]
+
+# By depth: blocks per stage, and whether a block is a bottleneck.
+RESNETS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+}
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm whose statistics, scale and bias are constants (original: models/backbone.py).
+
+    Returned as one factor and one shift per channel, to be folded into the convolution before it.
+    """
+
+    features: int
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, " features"], Float[Array, " features"]]:
+        """Returns (factor, shift): the norm of x is `x * factor + shift`."""
+        shape = (self.features,)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = self.param("mean", nn.initializers.zeros, shape)
+        variance = self.param("var", nn.initializers.ones, shape)
+        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        return factor, bias - mean * factor
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and the norm behind it.
+
+    Attributes:
+      features: output channels.
+      kernel_size: side of the square kernel.
+      stride: image pixels per output pixel of this layer.
+      dilation: distance of the kernel's taps.
+      norm: "frozen_batch" or "group" (groups of 8 channels).
+      dtype: of the computation.
+    """
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    norm: Norm = "frozen_batch"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], mask: Bool[Array, "batch new_height new_width"]
+    ) -> Float[Array, "batch new_height new_width features"]:
+        """Convolves and normalises; the mask tells the valid pixels of the result."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", initializers.resnet, shape)
+        if self.norm == "group":
+            x = convolve(x, kernel.astype(self.dtype), self.stride, self.dilation)
+            return GroupNorm(self.features // 8, name="group_norm")(x, mask)
+        factor, shift = FrozenBatchNorm(self.features, name="frozen_batch_norm")()
+        x = convolve(x, (kernel * factor).astype(self.dtype), self.stride, self.dilation)
+        return x + shift.astype(self.dtype)
+
+
+class Block(nn.Module):
+    """Residual block: 3x3, 3x3, or the bottleneck 1x1, 3x3, 1x1 with the stride on its 3x3.
+
+    Attributes:
+      width: channels inside the block; a bottleneck returns four times as many.
+      bottleneck: which of the two it is.
+      stride: image pixels per output pixel of this block.
+      dilation: of the 3x3 convolution that carries the stride.
+      norm: "frozen_batch" or "group".
+      dtype: of the computation.
+    """
+
+    width: int
+    bottleneck: bool
+    stride: int
+    dilation: int
+    norm: Norm
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch height width channels"],
+        mask: Bool[Array, "batch height width"],
+        new_mask: Bool[Array, "batch new_height new_width"],
+    ) -> Float[Array, "batch new_height new_width features"]:
+        """Applies the block; the masks tell the valid pixels before and after its stride."""
+        options = {"norm": self.norm, "dtype": self.dtype}
+        strided = {"stride": self.stride, "dilation": self.dilation, **options}
+        features = 4 * self.width if self.bottleneck else self.width
+        if self.bottleneck:
+            y = nn.relu(ConvNorm(self.width, 1, name="conv1", **options)(x, mask))
+            y = ConvNorm(self.width, 3, name="conv2", **strided)(zero_outside(y, mask), new_mask)
+            y = ConvNorm(features, 1, name="conv3", **options)(nn.relu(y), new_mask)
+        else:
+            y = ConvNorm(self.width, 3, name="conv1", **strided)(zero_outside(x, mask), new_mask)
+            y = zero_outside(nn.relu(y), new_mask)
+            y = ConvNorm(self.width, 3, name="conv2", **options)(y, new_mask)
+        if self.stride != 1 or x.shape[-1] != features:
+            x = ConvNorm(features, 1, self.stride, name="downsample", **options)(x, new_mask)
+        return nn.relu(x + y)
+
+
+class Backbone(nn.Module):
+    """ResNet without its classifier.
+
+    Attributes:
+      depth: a key of `RESNETS`.
+      width: channels of the stem; 64 in the published networks.
+      norm: "frozen_batch" (published weights) or "group" (training from scratch).
+      dilation: keep stride 16 in the last stage and dilate its convolutions instead (DC5).
+      dtype: of the computation.
+    """
+
+    depth: int = 50
+    width: int = 64
+    norm: Norm = "frozen_batch"
+    dilation: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], size: Int[Array, "batch 2"]
+    ) -> tuple[Float[Array, "batch _ _ _"], ...]:
+        """Returns the feature maps C2, C3, C4, C5 at strides 4, 8, 16 and 32 (16 if dilated).
+
+        Args:
+          images: normalised, zero outside their valid size.
+          size: valid height and width.
+        """
+        blocks, bottleneck = RESNETS[self.depth]
+        half = -(-images.shape[1] // 2), -(-images.shape[2] // 2)
+        mask = valid_mask(size, half, 2)
+        stem = ConvNorm(self.width, 7, 2, norm=self.norm, dtype=self.dtype, name="conv1")
+        x = zero_outside(nn.relu(stem(images.astype(self.dtype), mask)), mask)
+        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        total_stride = 4
+        mask = valid_mask(size, x.shape[1:3], total_stride)
+        pyramid = []
+        for stage, count in enumerate(blocks):
+            dilate = self.dilation and stage == 3
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 and not dilate else 1
+                total_stride *= stride
+                shape = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+                new_mask = valid_mask(size, shape, total_stride)
+                # As in torchvision, the first block of a dilated stage keeps the dilation before it.
+                dilation = 2 if dilate and index > 0 else 1
+                block = Block(
+                    self.width * 2**stage,
+                    bottleneck,
+                    stride,
+                    dilation,
+                    self.norm,
+                    self.dtype,
+                    name=f"layer{stage + 1}_{index}",
+                )
+                x = block(x, mask, new_mask)
+                mask = new_mask
+            pyramid.append(x)
+        return tuple(pyramid)

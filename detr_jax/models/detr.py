@@ -1,0 +1,189 @@
+"""The assembly: backbone, transformer, class and box heads, mask head (original: models/detr.py)."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from detr_jax.models import initializers
+from detr_jax.models.backbone import Backbone, Norm
+from detr_jax.models.layers import Conv, valid_mask, zero_outside
+from detr_jax.models.mask_head import Features, MaskHead
+from detr_jax.models.position import LearnedEncoding, sine_encoding
+from detr_jax.models.transformer import Transformer
+
+# Of ImageNet, RGB in [0, 1]; every published backbone was trained with these.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class Outputs(NamedTuple):
+    """Class logits and boxes of every decoder layer, and what the mask head needs.
+
+    Attributes:
+      logits: the last class is "no object".
+      boxes: cx, cy, w, h relative to the valid size.
+      features: of the last layer, for `Detr.masks`.
+    """
+
+    logits: Float[Array, "layers batch queries classes"]
+    boxes: Float[Array, "layers batch queries 4"]
+    features: Features
+
+
+def normalize(
+    images: UInt8[Array, "batch height width 3"], size: Int[Array, "batch 2"]
+) -> Float[Array, "batch height width 3"]:
+    """Subtracts ImageNet's mean and divides by its standard deviation; padding becomes zero."""
+    scaled = images.astype(jnp.float32) / 255.0
+    scaled = (scaled - jnp.array(MEAN)) / jnp.array(STD)
+    return zero_outside(scaled, valid_mask(size, images.shape[1:3], 1))
+
+
+class BoxHead(nn.Module):
+    """Three linear layers with ReLU between them, and a sigmoid (original: MLP of models/detr.py)."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch 4"]:
+        """Maps queries to boxes in [0, 1]; the last layer is computed in float32."""
+        for index in range(2):
+            layer = nn.Dense(
+                x.shape[-1], dtype=self.dtype, kernel_init=initializers.linear, name=f"linear{index + 1}"
+            )
+            x = nn.relu(layer(x))
+        return nn.sigmoid(nn.Dense(4, kernel_init=initializers.linear, name="linear3")(x))
+
+
+class Detr(nn.Module):
+    """Panoptic DETR. `__call__` detects, `masks` segments chosen (image, query) pairs.
+
+    Attributes:
+      num_classes: classes without "no object".
+      num_queries: object queries, the most objects an image can have.
+      resnet_depth: 18, 34, 50 or 101.
+      resnet_width: channels of the backbone's stem.
+      norm: of the backbone.
+      dilation: stride 16 instead of 32 (DC5).
+      position: "sine" or "learned".
+      hidden_dim: features of the transformer.
+      num_heads: heads of every attention.
+      num_encoder_layers: layers of the encoder.
+      num_decoder_layers: layers of the decoder.
+      feedforward_dim: hidden features of the feed-forward networks.
+      dropout: rate in the transformer.
+      dtype: of the computation; parameters, softmax, norms and outputs are float32.
+    """
+
+    num_classes: int = 250
+    num_queries: int = 100
+    resnet_depth: int = 50
+    resnet_width: int = 64
+    norm: Norm = "frozen_batch"
+    dilation: bool = False
+    position: str = "sine"
+    hidden_dim: int = 256
+    num_heads: int = 8
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    feedforward_dim: int = 2048
+    dropout: float = 0.1
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def stride(self) -> int:
+        """Image pixels per token."""
+        return 16 if self.dilation else 32
+
+    def setup(self) -> None:
+        self.backbone = Backbone(self.resnet_depth, self.resnet_width, self.norm, self.dilation, self.dtype)
+        self.input_projection = Conv(self.hidden_dim, dtype=self.dtype)
+        if self.position == "learned":
+            self.learned_position = LearnedEncoding(self.hidden_dim)
+        self.transformer = Transformer(
+            self.num_heads,
+            self.num_encoder_layers,
+            self.num_decoder_layers,
+            self.feedforward_dim,
+            self.dropout,
+            self.dtype,
+        )
+        queries = (self.num_queries, self.hidden_dim)
+        self.query_embedding = self.param("query_embedding", initializers.embedding, queries)
+        self.class_head = nn.Dense(self.num_classes + 1, kernel_init=initializers.linear)
+        self.box_head = BoxHead(self.dtype)
+        self.mask_head = MaskHead(self.num_heads, self.stride, self.dtype)
+
+    def __call__(
+        self,
+        images: UInt8[Array, "batch height width 3"],
+        size: Int[Array, "batch 2"],
+        deterministic: bool = True,
+    ) -> Outputs:
+        """Detects objects.
+
+        Args:
+          images: RGB, top-left aligned.
+          size: valid height and width; what lies outside is never read.
+          deterministic: False draws dropout from the "dropout" random stream.
+        """
+        *pyramid, c5 = self.backbone(normalize(images, size), size)
+        projected = self.input_projection(c5)
+        shape = projected.shape[1:3]
+        mask = valid_mask(size, shape, self.stride)
+        token_size = -(-size // self.stride)
+        if self.position == "learned":
+            position = self.learned_position(token_size, shape)
+        else:
+            position = sine_encoding(token_size, shape, self.hidden_dim)
+
+        batch = len(images)
+        queries, memory = self.transformer(
+            projected.reshape(batch, -1, self.hidden_dim),
+            position.reshape(batch, -1, self.hidden_dim),
+            ~mask.reshape(batch, -1),
+            self.query_embedding,
+            deterministic,
+        )
+        features = Features(
+            queries[-1], memory.reshape(projected.shape), projected, tuple(reversed(pyramid)), size
+        )
+        return Outputs(self.class_head(queries), self.box_head(queries), features)
+
+    def masks(
+        self, features: Features, pairs: Int[Array, "pairs 2"]
+    ) -> Float[Array, "pairs quarter_height quarter_width"]:
+        """Mask logits of (image, query) pairs at a quarter of the resolution."""
+        return self.mask_head(features, pairs)
+
+
+def build_model(config: Any) -> Detr:
+    """Builds the model of a config's `model` section, whose fields are `Detr`'s attributes.
+
+    Raises:
+      ValueError: a value that no model can be built from.
+    """
+    options = {key: value for key, value in config.items() if key != "masks"}
+    return Detr(**{**options, "dtype": jnp.dtype(options.get("dtype", "float32"))})
+
+
+def init_params(model: Detr, key: Array, masks: bool = True) -> dict[str, Any]:
+    """Initial parameters, float32.
+
+    Args:
+      model: the model.
+      key: a random key.
+      masks: whether the mask head is part of them.
+    """
+
+    def everything(module: Detr, images: Array, size: Array) -> None:
+        outputs = module(images, size)
+        if masks:
+            module.masks(outputs.features, jnp.zeros((1, 2), jnp.int32))
+
+    images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
+    size = jnp.full((1, 2), 64, jnp.int32)
+    return jax.jit(lambda key: model.init(key, images, size, method=everything)["params"])(key)

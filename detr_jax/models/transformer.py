@@ -1,0 +1,173 @@
+"""Masked multi-head attention, and the encoder and decoder made of it (original: models/transformer.py)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from detr_jax.models import initializers
+
+Tokens = Float[Array, "batch tokens features"]
+Queries = Float[Array, "batch queries features"]
+PaddingMask = Bool[Array, "batch tokens"]
+
+
+def _dense(features: int, dtype: jnp.dtype, name: str, init=initializers.xavier_uniform) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+
+
+class MultiHeadAttention(nn.Module):
+    """Eqs. 2 and 3, divided by sqrt(d / heads) as the published models do.
+
+    Attributes:
+      num_heads: number of heads; must divide the features.
+      dropout: rate on the attention weights.
+      dtype: of the products; the softmax is float32.
+    """
+
+    num_heads: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        queries: Float[Array, "batch queries features"],
+        keys: Float[Array, "batch tokens features"],
+        values: Float[Array, "batch tokens features"],
+        padding_mask: Bool[Array, "batch tokens"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "batch queries features"]:
+        """Attends from each query to the keys that are not padding (True in the mask)."""
+        features = queries.shape[-1]
+        init = initializers.xavier_uniform_third
+
+        def project(x: Tokens, name: str) -> Float[Array, "batch tokens heads channels"]:
+            return _dense(features, self.dtype, name, init)(x).reshape(*x.shape[:2], self.num_heads, -1)
+
+        query, key, value = project(queries, "query"), project(keys, "key"), project(values, "value")
+        query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
+        scores = jnp.einsum("bqhc,bkhc->bhqk", query, key).astype(jnp.float32)
+        if padding_mask is not None:
+            scores = jnp.where(padding_mask[:, None, None], -jnp.inf, scores)
+        weights = nn.Dropout(self.dropout)(jax.nn.softmax(scores), deterministic=deterministic)
+        attended = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(self.dtype), value)
+        return _dense(features, self.dtype, "out")(attended.reshape(queries.shape))
+
+
+class _Layer(nn.Module):
+    """What encoder and decoder layers share: dropout, residual sums with norms behind, feed-forward.
+
+    Attributes:
+      num_heads: of every attention.
+      feedforward_dim: hidden features of the feed-forward network.
+      dropout: rate, everywhere.
+      dtype: of the products; norms are float32.
+    """
+
+    num_heads: int
+    feedforward_dim: int
+    dropout: float = 0.1
+    dtype: jnp.dtype = jnp.float32
+
+    def add_and_norm(self, x: Tokens, update: Tokens, name: str, deterministic: bool) -> Tokens:
+        """Layer norm of the residual sum."""
+        update = nn.Dropout(self.dropout)(update, deterministic=deterministic)
+        return nn.LayerNorm(epsilon=1e-5, name=name)((x + update).astype(jnp.float32)).astype(self.dtype)
+
+    def feedforward(self, x: Tokens, deterministic: bool) -> Tokens:
+        """FC-ReLU-Dropout-FC."""
+        hidden = nn.relu(_dense(self.feedforward_dim, self.dtype, "linear1")(x))
+        hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
+        return _dense(x.shape[-1], self.dtype, "linear2")(hidden)
+
+    def attention(self, name: str) -> MultiHeadAttention:
+        """An attention of this layer."""
+        return MultiHeadAttention(self.num_heads, self.dropout, self.dtype, name=name)
+
+
+class EncoderLayer(_Layer):
+    """Self-attention and feed-forward, each followed by its norm."""
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "batch tokens features"],
+        position: Float[Array, "batch tokens features"],
+        padding_mask: Bool[Array, "batch tokens"],
+        deterministic: bool = True,
+    ) -> Float[Array, "batch tokens features"]:
+        """Positions are added to queries and keys, never to values."""
+        placed = tokens + position
+        update = self.attention("self_attention")(placed, placed, tokens, padding_mask, deterministic)
+        tokens = self.add_and_norm(tokens, update, "norm1", deterministic)
+        return self.add_and_norm(tokens, self.feedforward(tokens, deterministic), "norm2", deterministic)
+
+
+class DecoderLayer(_Layer):
+    """Self-attention of the queries, attention to the memory, feed-forward."""
+
+    @nn.compact
+    def __call__(
+        self,
+        content: Float[Array, "batch queries features"],
+        query_position: Float[Array, "#batch queries features"],
+        memory: Float[Array, "batch tokens features"],
+        position: Float[Array, "batch tokens features"],
+        padding_mask: Bool[Array, "batch tokens"],
+        deterministic: bool = True,
+    ) -> Float[Array, "batch queries features"]:
+        """Query positions are added to queries and keys of the self-attention and to cross queries."""
+        placed = content + query_position
+        update = self.attention("self_attention")(placed, placed, content, None, deterministic)
+        content = self.add_and_norm(content, update, "norm1", deterministic)
+        update = self.attention("cross_attention")(
+            content + query_position, memory + position, memory, padding_mask, deterministic
+        )
+        content = self.add_and_norm(content, update, "norm2", deterministic)
+        return self.add_and_norm(content, self.feedforward(content, deterministic), "norm3", deterministic)
+
+
+class Transformer(nn.Module):
+    """Encoder and decoder.
+
+    Attributes:
+      num_heads: heads of every attention.
+      num_encoder_layers: layers of the encoder.
+      num_decoder_layers: layers of the decoder.
+      feedforward_dim: hidden features of the feed-forward networks.
+      dropout: rate, everywhere.
+      dtype: of the products; softmax and norms are float32.
+    """
+
+    num_heads: int = 8
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    feedforward_dim: int = 2048
+    dropout: float = 0.1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "batch tokens features"],
+        position: Float[Array, "batch tokens features"],
+        padding_mask: Bool[Array, "batch tokens"],
+        query_position: Float[Array, "queries features"],
+        deterministic: bool = True,
+    ) -> tuple[Float[Array, "layers batch queries features"], Float[Array, "batch tokens features"]]:
+        """Returns the queries after every decoder layer (normalised), and the memory."""
+        options = (self.num_heads, self.feedforward_dim, self.dropout, self.dtype)
+        memory, position = tokens.astype(self.dtype), position.astype(self.dtype)
+        for index in range(self.num_encoder_layers):
+            layer = EncoderLayer(*options, name=f"encoder_{index}")
+            memory = layer(memory, position, padding_mask, deterministic)
+        query_position = query_position[None].astype(self.dtype)
+        content = jnp.zeros((len(tokens), *query_position.shape[1:]), self.dtype)
+        norm = nn.LayerNorm(epsilon=1e-5, name="decoder_norm")
+        outputs = []
+        for index in range(self.num_decoder_layers):
+            layer = DecoderLayer(*options, name=f"decoder_{index}")
+            content = layer(content, query_position, memory, position, padding_mask, deterministic)
+            outputs.append(norm(content.astype(jnp.float32)).astype(self.dtype))
+        return jnp.stack(outputs), memory
