@@ -48,7 +48,7 @@ _ORIGINAL = [
     (r"^learned_position/rows", "backbone.1.row_embed/kernel"),
     (r"^learned_position/columns", "backbone.1.col_embed/kernel"),
     (r"^input_projection", "input_proj"),
-    (r"^query_embedding", "query_embed/kernel"),
+    (r"^query_embedding/embedding", "query_embed/kernel"),
     (r"^class_head", "class_embed"),
     *[(rf"^box_head{ours}", f"bbox_embed{theirs}") for ours, theirs in _BOX_HEAD],
     (r"^transformer/decoder_norm", "transformer.decoder.norm"),
@@ -61,7 +61,7 @@ _ORIGINAL = [
 ]
 _HUGGING_FACE = [
     (r"^input_projection", "model.input_projection"),
-    (r"^query_embedding", "model.query_position_embeddings/kernel"),
+    (r"^query_embedding/embedding", "model.query_position_embeddings/kernel"),
     (r"^class_head", "class_labels_classifier"),
     *[(rf"^box_head{ours}", f"bbox_predictor{theirs}") for ours, theirs in _BOX_HEAD],
     (r"^transformer/decoder_norm", "model.decoder.layernorm"),
@@ -166,12 +166,39 @@ def from_state_dict(state: StateDict, model: Detr, file: str = "the checkpoint")
       WeightsError: a tensor is missing, misshapen or not known; the message names it.
     """
     layout, panoptic = layout_of(state), is_panoptic(state)
-    shapes = jax.eval_shape(lambda key: init_params(model, key, masks=panoptic), jax.random.key(0))
+    return _convert(state, _shapes(model, panoptic), layout, panoptic, file)
+
+
+def backbone_from_state_dict(state: StateDict, model: Detr, file: str = "the checkpoint") -> dict[str, Any]:
+    """A ResNet of torchvision as parameters of a model's backbone; its classifier is left out.
+
+    Args:
+      state: of torchvision's model.
+      model: the model.
+      file: where the state dict comes from, for messages.
+
+    Raises:
+      WeightsError: a tensor is missing, misshapen or not known; the message names it.
+    """
+    state = {f"backbone.0.body.{name}": array for name, array in state.items() if not name.startswith("fc.")}
+    shapes = {path: shape for path, shape in _shapes(model, False).items() if path.startswith("backbone/")}
+    return _convert(state, shapes, "original", False, file)["backbone"]
+
+
+def _shapes(model: Detr, panoptic: bool) -> dict[str, tuple[int, ...]]:
+    params = jax.eval_shape(lambda key: init_params(model, key, masks=panoptic), jax.random.key(0))
+    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+
+
+def _convert(
+    state: StateDict, shapes: dict[str, tuple[int, ...]], layout: str, panoptic: bool, file: str
+) -> dict[str, Any]:
+    """The parameters with these paths and shapes; everything in the state dict must be one of them."""
     params, used, problems = {}, set(), []
-    for path, leaf in flatten_dict(shapes, sep="/").items():
+    for path, shape in shapes.items():
         name, part = published_name(path, layout, panoptic)
         used.add(name)
-        expected = _published_shape(leaf.shape, path, part)
+        expected = _published_shape(shape, path, part)
         if name not in state:
             problems.append(f"missing {name} {expected}")
         elif state[name].shape != expected:
@@ -241,7 +268,7 @@ def infer_model(state: StateDict) -> dict[str, Any]:
             f"no ResNet has {blocks} blocks: the checkpoint's backbone is incomplete or another"
         )
     learned = published_name("learned_position/rows", layout, panoptic)[0] in state
-    num_queries, hidden_dim = shape("query_embedding")
+    num_queries, hidden_dim = shape("query_embedding/embedding")
     return {
         "num_classes": shape("class_head/bias")[0] - 1,
         "num_queries": num_queries,

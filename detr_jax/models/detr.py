@@ -111,8 +111,9 @@ class Detr(nn.Module):
             self.dropout,
             self.dtype,
         )
-        queries = (self.num_queries, self.hidden_dim)
-        self.query_embedding = self.param("query_embedding", initializers.embedding, queries)
+        self.query_embedding = nn.Embed(
+            self.num_queries, self.hidden_dim, embedding_init=initializers.embedding
+        )
         self.class_head = nn.Dense(self.num_classes + 1, kernel_init=initializers.linear)
         self.box_head = BoxHead(self.dtype)
         self.mask_head = MaskHead(self.num_heads, self.stride, self.dtype)
@@ -145,19 +146,17 @@ class Detr(nn.Module):
             projected.reshape(batch, -1, self.hidden_dim),
             position.reshape(batch, -1, self.hidden_dim),
             ~mask.reshape(batch, -1),
-            self.query_embedding,
+            self.query_embedding.embedding,
             deterministic,
         )
-        features = Features(
-            queries[-1], memory.reshape(projected.shape), projected, tuple(reversed(pyramid)), size
-        )
+        features = Features(queries[-1], memory.reshape(projected.shape), projected, tuple(reversed(pyramid)))
         return Outputs(self.class_head(queries), self.box_head(queries), features)
 
     def masks(
-        self, features: Features, pairs: Int[Array, "pairs 2"]
+        self, features: Features, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
     ) -> Float[Array, "pairs quarter_height quarter_width"]:
         """Mask logits of (image, query) pairs at a quarter of the resolution."""
-        return self.mask_head(features, pairs)
+        return self.mask_head(features, size, pairs)
 
 
 def build_model(config: Any) -> Detr:
@@ -182,7 +181,7 @@ def init_params(model: Detr, key: Array, masks: bool = True) -> dict[str, Any]:
     def everything(module: Detr, images: Array, size: Array) -> None:
         outputs = module(images, size)
         if masks:
-            module.masks(outputs.features, jnp.zeros((1, 2), jnp.int32))
+            module.masks(outputs.features, size, jnp.zeros((1, 2), jnp.int32))
 
     images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
     size = jnp.full((1, 2), 64, jnp.int32)

@@ -23,14 +23,12 @@ class Features(NamedTuple):
       memory: the encoder's output.
       projected: the encoder's input, without positions.
       pyramid: C4, C3, C2, coarse to fine.
-      size: valid height and width, in image pixels.
     """
 
     queries: Float[Array, "batch queries features"]
     memory: Float[Array, "batch height width features"]
     projected: Float[Array, "batch height width features"]
     pyramid: tuple[Float[Array, "batch _ _ _"], ...]
-    size: Int[Array, "batch 2"]
 
 
 class AttentionMap(nn.Module):
@@ -79,17 +77,18 @@ class MaskHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Features, pairs: Int[Array, "pairs 2"]
+        self, features: Features, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
     ) -> Float[Array, "pairs quarter_height quarter_width"]:
         """Returns mask logits at a quarter of the image's resolution.
 
         Args:
           features: of the images of one device.
+          size: their valid height and width, in image pixels.
           pairs: image and query of each mask; padding may repeat any pair.
         """
         image, query = pairs[:, 0], pairs[:, 1]
         hidden = features.memory.shape[-1]
-        mask = valid_mask(features.size, features.memory.shape[1:3], self.stride)
+        mask = valid_mask(size, features.memory.shape[1:3], self.stride)
         attention = AttentionMap(self.num_heads, self.dtype, name="attention")
         maps = attention(features.queries, features.memory, mask)[image, query]
         projected = zero_outside(features.projected.astype(self.dtype), mask)
@@ -101,7 +100,7 @@ class MaskHead(nn.Module):
         x = self.normalize(x, mask, "norm2")
         for level, fine in enumerate(features.pyramid, start=1):
             width = hidden // 2**level
-            mask = valid_mask(features.size, fine.shape[1:3], 32 // 2**level)[image]
+            mask = valid_mask(size, fine.shape[1:3], 32 // 2**level)[image]
             adapted = Conv(width, dtype=self.dtype, name=f"adapter{level}")(fine)
             x = zero_outside(adapted[image] + upsample_nearest(x, fine.shape[1:3]), mask)
             x = Conv(width // 2, 3, dtype=self.dtype, name=f"conv{level + 2}")(x)

@@ -1,0 +1,93 @@
+"""Saving and restoring a run with Orbax: parameters, optimizer, position in the data."""
+
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from detr_jax import parallel
+from detr_jax.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of a run, in `checkpoints/` of its workdir."""
+
+    def __init__(self, workdir: str | Path, keep: int = 2):
+        """Makes the folder if need be.
+
+        Args:
+          workdir: of the run.
+          keep: number of latest checkpoints that are kept.
+        """
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(_folder(workdir), options=options)
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, None without one."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
+        """Saves a state and where its data stands; the writing goes on in the background."""
+        state = parallel.unreplicate(state)
+        self._manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                opt_state=ocp.args.StandardSave(state.opt_state),
+                data=grain.checkpoint.CheckpointSave(iterator),
+            ),
+        )
+
+    def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
+        """The newest checkpoint, on all devices; the iterator is moved to where it stood.
+
+        Args:
+          state: as before the first step, for its structure.
+          iterator: over the same data.
+
+        Raises:
+          ValueError: the checkpoint is of another model or stage.
+        """
+        step = self.latest_step
+        like = parallel.unreplicate(state)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(like.params),
+                    opt_state=ocp.args.StandardRestore(like.opt_state),
+                    data=grain.checkpoint.CheckpointRestore(iterator),
+                ),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self._manager.directory} holds a run of another model or stage: choose another workdir, or "
+                f"start from it by --config.init_from={Path(self._manager.directory).parent} ({error})"
+            ) from error
+        return parallel.replicate(TrainState(step, restored.params, restored.opt_state))
+
+    def wait(self) -> None:
+        """Returns when all checkpoints are on disk."""
+        self._manager.wait_until_finished()
+
+
+def load_params(workdir: str | Path) -> dict[str, Any]:
+    """Parameters of the newest checkpoint of a run, on the host.
+
+    Raises:
+      FileNotFoundError: the folder holds no checkpoint.
+    """
+    folder = _folder(workdir)
+    manager = ocp.CheckpointManager(folder) if folder.is_dir() else None
+    step = manager.latest_step() if manager else None
+    if manager is None or step is None:
+        raise FileNotFoundError(f"no checkpoint under {folder}: train there first, or give a weights file")
+    restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore()))
+    return jax.device_get(restored.params)
+
+
+def _folder(workdir: str | Path) -> Path:
+    return Path(workdir).absolute() / "checkpoints"

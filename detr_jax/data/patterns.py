@@ -1,0 +1,89 @@
+"""Patterns that fill the segments of `shapes.py`."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float32
+
+Plane = Float32[np.ndarray, "rows columns"]
+Pattern = Callable[[Plane, Plane, np.random.Generator], Plane]
+
+
+def _period(rng: np.random.Generator, low: float, high: float) -> np.float32:
+    return np.float32(rng.uniform(low, high))
+
+
+def _plain(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
+    return np.full_like(u, rng.uniform(0.2, 1))
+
+
+def _gradient(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
+    return 0.5 + 0.5 * np.sin(v * _period(rng, 0.03, 0.06) + u * _period(rng, -0.03, 0.03))
+
+
+def _stripes(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
+    return (np.mod((u + v) / _period(rng, 6, 12), 1) < 0.5).astype(np.float32)
+
+
+def _dots(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
+    period = _period(rng, 7, 12)
+    return (np.hypot(np.mod(u, period) / period - 0.5, np.mod(v, period) / period - 0.5) < 0.3).astype(
+        u.dtype
+    )
+
+
+def _checker(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
+    period = _period(rng, 5, 10)
+    return np.mod(np.floor(u / period) + np.floor(v / period), 2)
+
+
+def _sky(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
+    """Soft blobs: a few slow waves, longer across than up."""
+    total = np.zeros_like(u)
+    for _ in range(4):
+        along, up = _period(rng, -0.1, 0.1), _period(rng, 0.05, 0.2)
+        total += np.sin(u * along + v * up + np.float32(rng.uniform(0, 7)))
+    return 0.65 + 0.15 * total
+
+
+def _grass(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
+    """Upright blades: noise drawn out along the columns."""
+    length, (rows, columns) = 7, u.shape
+    total = np.cumsum(rng.random((rows + length, columns), np.float32), axis=0)
+    return np.clip(0.5 + 2 * ((total[length:] - total[:-length]) / length - 0.5), 0, 1)
+
+
+def _water(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
+    """Ripples: level waves that sway."""
+    sway = 1.2 * np.sin(u / _period(rng, 4, 8)) + np.sin(u / _period(rng, 9, 14))
+    return 0.5 + 0.5 * np.sin(v / _period(rng, 1.2, 2.2) + sway)
+
+
+def _sand(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
+    """Grains: noise that differs from pixel to pixel."""
+    return 0.35 + 0.6 * rng.random(u.shape, np.float32)
+
+
+def _brick(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
+    """Courses of bricks of slightly different shades, offset by half a brick, with light mortar."""
+    height = _period(rng, 6, 10)
+    course = np.floor(v / height)
+    along = u / (2.2 * height) + 0.5 * np.mod(course, 2)
+    mortar = (np.mod(v, height) < 1.2) | (np.mod(along, 1) * 2.2 * height < 1.2)
+    shade = 0.25 + 0.3 * np.mod(np.abs(np.sin(course * 12.9 + np.floor(along) * 78.2)) * 97, 1)
+    return np.where(mortar, np.float32(0.95), shade.astype(np.float32))
+
+
+# Lightness from 0 to 1 at coordinates in pixels (u to the right, v down, perhaps turned), by name.
+PATTERNS: dict[str, Pattern] = {
+    "plain": _plain,
+    "gradient": _gradient,
+    "stripes": _stripes,
+    "dots": _dots,
+    "checker": _checker,
+    "sky": _sky,
+    "grass": _grass,
+    "water": _water,
+    "sand": _sand,
+    "brick": _brick,
+}

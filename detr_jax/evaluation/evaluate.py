@@ -1,0 +1,74 @@
+"""The evaluation loop: batches go in, predictions stream into the metrics, nothing is kept."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from detr_jax import parallel
+from detr_jax.data.source import Category, Example
+from detr_jax.evaluation.detection import CocoDetection, detections
+from detr_jax.evaluation.pq import OfficialPanopticQuality, PanopticQuality
+from detr_jax.inference import Inference
+from detr_jax.panoptic import PanopticSegmentation, from_example
+
+EvalBatches = Iterable[tuple[dict[str, Any], list[Example]]]
+OnImage = Callable[[Example, PanopticSegmentation, PanopticSegmentation], None]
+
+
+def make_quality(
+    categories: tuple[Category, ...], backend: str = "stream"
+) -> PanopticQuality | OfficialPanopticQuality:
+    """The panoptic quality to be computed by this project ("stream") or by the official code ("panopticapi").
+
+    Raises:
+      ValueError: no such backend.
+    """
+    if backend == "stream":
+        return PanopticQuality(categories)
+    if backend == "panopticapi":
+        return OfficialPanopticQuality(categories)
+    raise ValueError(f"eval.backend is {backend!r}: must be stream or panopticapi")
+
+
+def evaluate_panoptic(
+    inference: Inference,
+    batches: EvalBatches,
+    backend: str = "stream",
+    on_image: OnImage | None = None,
+) -> tuple[dict[str, Any], str]:
+    """Panoptic quality of a model on a data set.
+
+    Args:
+      inference: the model.
+      batches: as `eval_batches` yields them, over this process's part of the data set.
+      backend: see `make_quality`.
+      on_image: called with each example, its ground truth and its prediction.
+
+    Returns:
+      The result, see `PanopticQuality.result`, over all processes; and the table to print.
+    """
+    quality = make_quality(inference.categories, backend)
+    for batch, examples in batches:
+        predictions, _ = inference.segment(batch["image"], batch["size"], batch["orig_size"])
+        for example, prediction in zip(examples, predictions, strict=False):
+            truth = from_example(example, inference.categories)
+            quality.update(truth, prediction, example.image_id)
+            if on_image is not None:
+                on_image(example, truth, prediction)
+    if isinstance(quality, PanopticQuality):
+        quality.counts = parallel.sum_over_processes(quality.counts)
+    return quality.result(), quality.table()
+
+
+def evaluate_detection(inference: Inference, batches: EvalBatches) -> dict[str, float]:
+    """Box AP of a model on a data set, by pycocotools.
+
+    Args:
+      inference: the model.
+      batches: as `eval_batches` yields them.
+    """
+    metric = CocoDetection(inference.categories)
+    for batch, examples in batches:
+        found, _ = inference.detect(batch["image"], batch["size"])
+        for index, example in enumerate(examples):
+            metric.update(example, *detections(found.logits[index], found.boxes[index], example.orig_size))
+    return metric.result()

@@ -1,0 +1,87 @@
+"""The parameters a run starts from: random, a pretrained backbone, a published checkpoint, or another run."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from detr_jax import weights
+from detr_jax.checkpoint import load_params
+from detr_jax.data.source import Category
+from detr_jax.models.detr import Detr, init_params
+
+
+def starting_params(config: Any, model: Detr) -> dict[str, Any]:
+    """Parameters of a model, float32, on the host.
+
+    What a box-only checkpoint lacks, the mask head, starts at random.
+
+    Args:
+      config: its `init_from`, `init_backbone_from`, `model.masks` and `seed`.
+      model: built from `config.model`.
+
+    Raises:
+      FileNotFoundError: nothing to start from under the name given.
+      WeightsError: a checkpoint that does not fit the model.
+    """
+    params = jax.device_get(init_params(model, jax.random.key(config.seed), config.model.masks))
+    if config.init_backbone_from:
+        state = weights.read_state_dict(config.init_backbone_from)
+        backbone = weights.backbone_from_state_dict(state, model, config.init_backbone_from)
+        params = {**params, "backbone": backbone}
+    if config.init_from:
+        loaded = read_params(config.init_from, model)
+        params = {name: loaded.get(name, part) for name, part in params.items()}
+    return params
+
+
+def read_params(source: str, model: Detr) -> dict[str, Any]:
+    """Parameters from a `.pth` or `.safetensors` file, a hub name, or a workdir.
+
+    Raises:
+      FileNotFoundError: no such thing.
+      WeightsError: a checkpoint of another model; the message names the tensors.
+    """
+    if Path(source).is_dir():
+        params = load_params(source)
+        expected = jax.eval_shape(
+            lambda key: init_params(model, key, "mask_head" in params), jax.random.key(0)
+        )
+        _check_same(source, params, expected)
+        return params
+    state = weights.read_state_dict(source)
+    classes = weights.infer_model(state)["num_classes"]
+    if classes != model.num_classes:
+        raise weights.WeightsError(
+            f"{source} was trained for {classes} classes, model.num_classes is {model.num_classes}: "
+            f"set --config.model.num_classes={classes}"
+        )
+    return weights.from_state_dict(state, model, source)
+
+
+def _check_same(source: str, params: Any, expected: Any) -> None:
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+
+    found, wanted = shapes(params), shapes(expected)
+    wrong = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
+    if wrong:
+        listing = "\n  ".join(
+            f"{name}: {found.get(name)}, the model wants {wanted.get(name)}" for name in wrong[:8]
+        )
+        raise weights.WeightsError(f"the run in {source} is of another model:\n  {listing}")
+
+
+def check_classes(categories: tuple[Category, ...], num_classes: int) -> None:
+    """Makes sure that the model has a class for every category.
+
+    Raises:
+      ValueError: a category id is beyond the model's classes.
+    """
+    largest = max(category.id for category in categories)
+    if largest >= num_classes:
+        raise ValueError(
+            f"the data set has category id {largest}, but the model only has classes 0 to {num_classes - 1}: "
+            f"set --config.model.num_classes={largest + 1} or more (a checkpoint then has to have as many)"
+        )

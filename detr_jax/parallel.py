@@ -1,0 +1,78 @@
+"""Data parallelism: every program of the project runs through here, one replica per local device."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float64
+
+AXIS = "batch"
+
+
+def parallel(
+    function: Callable[..., Any], devices: Sequence[jax.Device] | None = None, **options: Any
+) -> Callable[..., Any]:
+    """Compiles a function for every local device; arguments and results get a leading device axis."""
+    return jax.pmap(function, axis_name=AXIS, devices=devices, **options)
+
+
+def mean(tree: Any) -> Any:
+    """Average over all devices of all hosts, inside a function made `parallel`."""
+    return jax.lax.pmean(tree, AXIS)
+
+
+def device_count(devices: Sequence[jax.Device] | None = None) -> int:
+    """Number of replicas of this process."""
+    return jax.local_device_count() if devices is None else len(devices)
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Puts a copy of every array on every device."""
+    count = device_count(devices)
+    return _put(jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree), devices)
+
+
+def _put(tree: Any, devices: Sequence[jax.Device] | None) -> Any:
+    """Arrays with a device axis, laid out as the results of every other program are."""
+    return parallel(lambda x: x, devices)(tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy, on the host."""
+    return jax.tree.map(lambda x: np.asarray(x[0]), tree)
+
+
+def shard(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """Puts a part of the batch on every device: (B, ...) becomes (devices, B / devices, ...).
+
+    Raises:
+      ValueError: the batch does not divide by the devices.
+    """
+    count = device_count(devices)
+
+    def split(x: np.ndarray) -> np.ndarray:
+        if len(x) % count:
+            raise ValueError(
+                f"a batch of {len(x)} images does not divide by {count} devices: choose a batch_size that is a "
+                f"multiple of {count}"
+            )
+        return x.reshape(count, -1, *x.shape[1:])
+
+    return _put(jax.tree.map(split, tree), devices)
+
+
+def max_over_processes(value: int) -> int:
+    """The largest of a number over all processes, so that all of them run the same program."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.array(value)).max())
+
+
+def sum_over_processes(counts: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    """Sum of an array over all processes, in float64, which devices do not add in."""
+    if jax.process_count() == 1:
+        return counts
+    halves = multihost_utils.process_allgather(np.ascontiguousarray(counts).view(np.int32))
+    return np.asarray(halves).view(np.float64).sum(0)

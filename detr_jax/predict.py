@@ -1,0 +1,306 @@
+"""Images in, panoptic segmentations out."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from detr_jax import parallel, weights
+from detr_jax.checkpoint import load_params
+from detr_jax.config import default_config
+from detr_jax.data.categories import coco_panoptic, from_json, to_json
+from detr_jax.data.order import choose_shape
+from detr_jax.data.source import Category
+from detr_jax.data.transforms import EvalTransform, plan_eval, resize_image
+from detr_jax.evaluation.detection import detections
+from detr_jax.inference import Inference
+from detr_jax.initialize import read_params
+from detr_jax.models.detr import Detr, build_model
+from detr_jax.panoptic import PanopticSegmentation
+from detr_jax.reporting import Reporter
+
+ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "height width 3"]
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class RawOutputs(NamedTuple):
+    """All that a model says of one image, for every query.
+
+    Attributes:
+      pred_logits: the last class is "no object".
+      pred_boxes: cx, cy, w, h relative to the image.
+      pred_masks: mask logits at a quarter of the resolution, rounded up; None without a mask head.
+    """
+
+    pred_logits: Float[np.ndarray, "queries classes"]
+    pred_boxes: Float[np.ndarray, "queries 4"]
+    pred_masks: Float[np.ndarray, "queries quarter_height quarter_width"] | None
+
+
+class Predictor:
+    """A trained model that takes images as people have them."""
+
+    def __init__(
+        self, model: Detr, params: Any, categories: tuple[Category, ...], config: ConfigDict | None = None
+    ):
+        """Puts the model on the first device; compiles nothing yet.
+
+        Args:
+          model: the model.
+          params: its parameters, on the host; without "mask_head" it only detects.
+          categories: what its classes are.
+          config: for sizes and thresholds, `default_config()` if not given.
+        """
+        self.config = config or default_config()
+        self.categories, self.has_masks = categories, "mask_head" in params
+        devices = jax.local_devices()[:1]
+        self._inference = Inference(
+            model,
+            parallel.replicate(params, devices),
+            categories,
+            threshold=self.config.eval.threshold,
+            merge_stuff=self.config.eval.merge_stuff,
+            pair_lengths=self.config.pair_lengths,
+            devices=devices,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dilation: bool = False,
+        categories: tuple[Category, ...] | None = None,
+        threshold: float = 0.85,
+        merge_stuff: str = "first",
+        dtype: str = "float32",
+    ) -> "Predictor":
+        """Loads a published checkpoint or a run of this project.
+
+        Args:
+          source: a `.pth` or `.safetensors` file, a hub name ("facebook/detr-resnet-50-panoptic"), or the
+            workdir of a run, which knows the settings below but for the threshold and merging.
+          dilation: True for the DC5 models; tensors do not tell.
+          categories: of a checkpoint that was not trained on COCO.
+          threshold: least class probability of a segment.
+          merge_stuff: "first" as the original, or "always", see `panoptic_segmentations`.
+          dtype: of the computation, "float32" or "bfloat16".
+
+        Raises:
+          FileNotFoundError: no such file, hub name, or checkpoint in the workdir.
+          WeightsError: a checkpoint with a missing, extra or misshapen tensor; the message names it.
+        """
+        config = default_config()
+        if Path(source).is_dir():
+            params = load_params(source)
+            config.update(json.loads((Path(source) / "config.json").read_text()))
+            model = build_model(config.model)
+            categories = categories or from_json(json.loads((Path(source) / "categories.json").read_text()))
+        else:
+            state = weights.read_state_dict(source)
+            model = Detr(**weights.infer_model(state), dilation=dilation, dtype=jnp.dtype(dtype))
+            params = weights.from_state_dict(state, model, str(source))
+            categories = categories or tuple(c for c in coco_panoptic() if c.id <= model.num_classes)
+        config.eval.threshold, config.eval.merge_stuff = threshold, merge_stuff
+        return cls(model, params, categories, config)
+
+    def __call__(self, image: ImageLike) -> PanopticSegmentation:
+        """The panoptic segmentation of an image, at its own size.
+
+        Args:
+          image: a file, a Pillow image, or an RGB array.
+
+        Raises:
+          ValueError: not an image, or the model has no mask head.
+        """
+        if not self.has_masks:
+            raise ValueError("this checkpoint has no mask head: use detect(), or load a panoptic one")
+        pixels = read_image(image)
+        resized = self._resize(pixels)
+        canvas, size = _pad([resized], self._static_shape(resized.shape[:2]))
+        orig_size = np.array([pixels.shape[:2]], np.int32)
+        return self._inference.segment(canvas, size, orig_size)[0][0]
+
+    def detect(self, image: ImageLike, threshold: float = 0.7) -> list[dict[str, Any]]:
+        """Objects in an image, most confident first, as dicts in COCO's result format.
+
+        Args:
+          image: a file, a Pillow image, or an RGB array.
+          threshold: least class probability.
+
+        Returns:
+          For each, `category_id`, `score` and `bbox` (x, y, width, height in pixels).
+        """
+        pixels = read_image(image)
+        resized = self._resize(pixels)
+        found, _ = self._inference.detect(*_pad([resized], self._static_shape(resized.shape[:2])))
+        height_width = np.array(pixels.shape[:2])
+        boxes, scores, labels = map(np.asarray, detections(found.logits[0], found.boxes[0], height_width))
+        chosen = [index for index in np.argsort(-scores) if scores[index] > threshold]
+        return [
+            {
+                "category_id": int(labels[index]),
+                "score": float(scores[index]),
+                "bbox": [*boxes[index, :2].tolist(), *(boxes[index, 2:] - boxes[index, :2]).tolist()],
+            }
+            for index in chosen
+        ]
+
+    def raw(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        resize: bool = True,
+        pad_to: tuple[int, int] | None = None,
+    ) -> RawOutputs | list[RawOutputs]:
+        """Every query's class logits, box and mask logits, as NumPy arrays.
+
+        Args:
+          image: an image, or several to be run as one batch.
+          resize: to the evaluation size; otherwise the pixels go in as they are.
+          pad_to: height and width of the batch; by default the largest height and width in it. It changes
+            no result.
+
+        Raises:
+          ValueError: an image is larger than `pad_to`.
+        """
+        several = isinstance(image, (list, tuple))
+        pixels = [read_image(one) for one in (image if several else [image])]
+        if resize:
+            pixels = [self._resize(one) for one in pixels]
+        largest = tuple(np.max([one.shape[:2] for one in pixels], axis=0).tolist())
+        shape = pad_to or largest
+        if shape[0] < largest[0] or shape[1] < largest[1]:
+            raise ValueError(f"an image of {largest[0]}x{largest[1]} does not fit pad_to={shape}")
+        canvas, size = _pad(pixels, shape)
+        found, features = self._inference.detect(canvas, size)
+        count = found.logits.shape[1]
+        masks = None
+        if self.has_masks:
+            masks = self._inference.masks(features, size, [np.arange(count)] * len(pixels))[0]
+            masks = np.asarray(masks)[: count * len(pixels)].reshape(len(pixels), count, *masks.shape[1:])
+        outputs = []
+        for index, (height, width) in enumerate((-(-size // 4)).tolist()):
+            mask = None if masks is None else masks[index, :, :height, :width]
+            outputs.append(RawOutputs(found.logits[index], found.boxes[index], mask))
+        return outputs if several else outputs[0]
+
+    def _resize(self, pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+        data = self.config.data
+        settings = EvalTransform(scale=data.eval_scale, max_size=data.max_size)
+        return resize_image(pixels, plan_eval(pixels.shape[:2], settings).size)
+
+    def _static_shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """A shape of the config, so that few programs are compiled; beyond them, multiples of 64."""
+        try:
+            return choose_shape(size, self.config.data.eval_shapes)
+        except ValueError:
+            return -(-size[0] // 64) * 64, -(-size[1] // 64) * 64
+
+
+def read_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
+    """An image as RGB.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not an image, or an array that is not uint8 (height, width, 3).
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(
+                f"an image array must be uint8 (height, width, 3), not {image.dtype} {image.shape}"
+            )
+        return image
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if not Path(image).is_file():
+        raise FileNotFoundError(f"no such image: {image}")
+    try:
+        with Image.open(image) as opened:
+            return np.asarray(opened.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{image} cannot be read as an image: {error}") from error
+
+
+def _pad(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], shape: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "batch height width 3"], np.ndarray]:
+    canvas = np.zeros((len(images), *shape, 3), np.uint8)
+    for row, image in enumerate(images):
+        canvas[row, : image.shape[0], : image.shape[1]] = image
+    return canvas, np.array([image.shape[:2] for image in images], np.int32)
+
+
+def predict(config: Any, workdir: str | Path, images: Sequence[str]) -> None:
+    """Segments images; writes COCO panoptic PNGs, one JSON and overlays under `workdir/predictions`.
+
+    A file that is no image is reported and left out.
+
+    Args:
+      config: see `default_config`; weights are its `init_from`, or else the workdir's newest checkpoint.
+      workdir: gets predictions/panoptic/*.png, predictions/panoptic.json and predictions/overlays/*.png.
+      images: files, or folders of them.
+
+    Raises:
+      FileNotFoundError: no images, or no weights.
+    """
+    files = list(image_files(images))
+    predictor = _predictor(config, workdir)
+    folder = Path(workdir) / "predictions"
+    reporter = Reporter(workdir, 0, 1)
+    written: dict[str, list[Any]] = {
+        "images": [],
+        "annotations": [],
+        "categories": to_json(predictor.categories),
+    }
+    for image_id, file in enumerate(files, 1):
+        try:
+            pixels = read_image(file)
+        except ValueError as error:
+            reporter.say(f"left out: {error}")
+            continue
+        result = predictor(pixels)
+        name = f"{file.stem}.png"
+        result.save(folder / "panoptic" / name)
+        (folder / "overlays").mkdir(exist_ok=True)
+        Image.fromarray(result.overlay(pixels)).save(folder / "overlays" / name)
+        height, width = pixels.shape[:2]
+        written["images"].append({"id": image_id, "file_name": file.name, "height": height, "width": width})
+        written["annotations"].append(result.annotation(image_id, name))
+        reporter.say(f"{file}: {len(result.segments_info)} segments")
+    (folder / "panoptic.json").write_text(json.dumps(written))
+    reporter.say(f"wrote {len(written['images'])} predictions to {folder}")
+
+
+def _predictor(config: Any, workdir: str | Path) -> Predictor:
+    model = build_model(config.model)
+    params = read_params(config.init_from, model) if config.init_from else load_params(workdir)
+    stored = Path(config.init_from or workdir) / "categories.json"
+    categories = from_json(json.loads(stored.read_text())) if stored.exists() else coco_panoptic()
+    return Predictor(model, params, categories, config)
+
+
+def image_files(paths: Sequence[str]) -> Iterator[Path]:
+    """Files as they are, and of folders the images in them, in order.
+
+    Raises:
+      FileNotFoundError: no path was given, one does not exist, or a folder holds no image.
+    """
+    if not paths:
+        raise FileNotFoundError("no images: give files or folders by --images=PATH")
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise FileNotFoundError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in {path}")
+            yield from found
+        elif path.exists():
+            yield path
+        else:
+            raise FileNotFoundError(f"no such image or folder: {path}")

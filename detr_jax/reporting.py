@@ -1,0 +1,73 @@
+"""What a run says while it goes on: progress on the terminal, metrics in files, curves."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from tensorboardX import SummaryWriter
+
+from detr_jax import visualize
+
+SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
+
+
+class Reporter:
+    """Writes metrics.jsonl, TensorBoard events and curves.png into a workdir; only process 0 does."""
+
+    def __init__(self, workdir: str | Path, total_steps: int, batch_size: int):
+        """Appends to what the workdir has.
+
+        Args:
+          workdir: of the run.
+          total_steps: of the run, for the time left.
+          batch_size: over all devices and hosts, for images per second.
+        """
+        self.workdir, self.total_steps, self.batch_size = Path(workdir), total_steps, batch_size
+        self.active = jax.process_index() == 0
+        self.console = Console(quiet=not self.active, highlight=False, soft_wrap=True)
+        self._mark: tuple[int, float] | None = None
+        if self.active:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            self._events = SummaryWriter(str(self.workdir))
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self.console.print(text, markup=False)
+
+    def start(self, step: int) -> None:
+        """Begins, or begins again after an interruption, to measure images per second."""
+        self._mark = step, time.monotonic()
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Reports training metrics at a step, with images/s since `start` and the time left."""
+        first, since = self._mark or (step, time.monotonic())
+        seconds = max(time.monotonic() - since, 1e-9) / max(step - first, 1)
+        left = time.strftime("%H:%M:%S", time.gmtime((self.total_steps - step) * seconds))
+        losses = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
+        rate = self.batch_size / seconds
+        self.say(f"step {step}/{self.total_steps}  {losses}  {rate:.1f} images/s  {left} left")
+        self.write(step, {**metrics, "images_per_second": rate})
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a record to the files."""
+        if not self.active:
+            return
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+        with (self.workdir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def draw_curves(self) -> None:
+        """Draws curves.png from all metrics of the workdir."""
+        path = self.workdir / "metrics.jsonl"
+        if self.active and path.exists():
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            visualize.plot_curves(records, self.workdir / "curves.png")
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self.active:
+            self._events.close()

@@ -1,0 +1,178 @@
+"""The train step: two compiled programs with the host's matching between them.
+
+    forward   params, batch          -> outputs, matching costs, vjp
+    match     costs                  -> assignment            (host)
+    update    outputs, assignment    -> new state, metrics
+
+The forward pass runs once: its vjp is a pytree and crosses from the first program to the second. So no callback
+sits inside a compiled program, and the mask head runs on the matched queries alone.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from detr_jax import parallel
+from detr_jax.losses import LossWeights, Targets, by_layer, detection_losses, mask_losses, total_loss
+from detr_jax.matching import MatchingWeights, assign, assign_on_device, matching_cost
+from detr_jax.models.detr import Detr, Outputs
+from detr_jax.optim import Params, merge_params, split_params
+from detr_jax.pairs import matched_pairs, pad_pairs, padded_length
+
+Batch = dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes.
+
+    Attributes:
+      step: number of updates made.
+      params: of the whole model, float32.
+      opt_state: of the optimizer, for the trained parameters alone.
+    """
+
+    step: Int[Array, "*devices"] | int
+    params: Params
+    opt_state: Any
+
+
+class TrainStep:
+    """One update of the state from one batch, on every local device."""
+
+    def __init__(self, model: Detr, config: Any, optimizer: optax.GradientTransformation):
+        """Reads what it needs of a config.
+
+        Args:
+          model: to train.
+          config: its `stage`, `loss`, `matching`, `optim`, `pair_lengths` and `seed`.
+          optimizer: for the trained parameters.
+        """
+        self.model, self.optimizer = model, optimizer
+        self.stage, self.seed = config.stage, config.seed
+        self.learning_rate_backbone = config.optim.learning_rate_backbone
+        self.with_masks = config.stage != "boxes"
+        self.auxiliary = config.loss.auxiliary
+        self.loss_weights = LossWeights(**_without(config.loss, "auxiliary"))
+        self.matching_weights = MatchingWeights(**_without(config.matching, "method"))
+        self.match_on_device = _matches_on_device(config.matching.method)
+        self.pair_lengths = tuple(config.pair_lengths)
+        self._forward = parallel.parallel(self.forward)
+        self._update = parallel.parallel(self.update, donate_argnums=(0,))
+
+    def init(self, params: Params) -> TrainState:
+        """The state before the first step, on every device."""
+        trained, _ = split_params(params, self.stage, self.learning_rate_backbone)
+        return parallel.replicate(TrainState(0, params, self.optimizer.init(trained)))
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """Makes one update.
+
+        Args:
+          state: on every device; its buffers are given up.
+          batch: of this process, see the batch format; it is divided over the devices.
+
+        Returns:
+          The new state, and metrics averaged over all devices, each with a device axis.
+
+        Raises:
+          ValueError: the batch does not divide by the devices.
+          FloatingPointError: the loss is not finite any more.
+        """
+        labels = batch["labels"].reshape(parallel.device_count(), -1, *batch["labels"].shape[1:])
+        batch = parallel.shard({name: batch[name] for name in ("image", *Targets._fields)})
+        outputs, costs, vjp = self._forward(state, batch)
+        assignment = np.asarray(costs) if self.match_on_device else match(np.asarray(costs), labels)
+        pairs = self.pairs(assignment[:, -1]) if self.with_masks else None
+        return self._update(state, batch, outputs, vjp, assignment, pairs)
+
+    def forward(self, state: TrainState, batch: Batch) -> tuple[Outputs, Array, Any]:
+        """First program, on one device: outputs, matching costs (or the assignment), and the vjp."""
+        trained, constant = split_params(state.params, self.stage, self.learning_rate_backbone)
+        detector = _without(trained, "mask_head")
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
+
+        def detect(detector: Params) -> Outputs:
+            params = merge_params(detector, constant)
+            # A frozen detector predicts as it will in evaluation: without dropout.
+            outputs = self.model.apply(
+                {"params": params},
+                batch["image"],
+                batch["size"],
+                deterministic=not detector,
+                rngs={"dropout": key},
+            )
+            if not self.auxiliary:
+                outputs = outputs._replace(logits=outputs.logits[-1:], boxes=outputs.boxes[-1:])
+            return outputs if self.with_masks else outputs._replace(features=None)
+
+        outputs, vjp = jax.vjp(detect, detector)
+        labels, boxes = batch["labels"], batch["boxes"]
+        cost = matching_cost(outputs.logits, outputs.boxes, labels, boxes, self.matching_weights)
+        return outputs, assign_on_device(cost, labels) if self.match_on_device else cost, vjp
+
+    def update(
+        self,
+        state: TrainState,
+        batch: Batch,
+        outputs: Outputs,
+        vjp: Any,
+        assignment: Int[Array, "layers batch targets"],
+        pairs: Int[Array, "pairs 3"] | None,
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        """Second program, on one device: losses, gradients, and the new state."""
+        trained, _ = split_params(state.params, self.stage, self.learning_rate_backbone)
+        targets = Targets(*(batch[name] for name in Targets._fields))
+
+        def objective(head: Params, outputs: Outputs) -> tuple[Array, dict[str, Array]]:
+            losses = detection_losses(
+                outputs.logits, outputs.boxes, targets, assignment, self.loss_weights.no_object, parallel.mean
+            )
+            if pairs is not None:
+                mask_logits = self.model.apply(
+                    {"params": head}, outputs.features, targets.size, pairs[:, :2], method=Detr.masks
+                )
+                losses |= mask_losses(mask_logits, targets, pairs, parallel.mean)
+            return total_loss(losses, self.loss_weights), losses
+
+        head = {name: trained[name] for name in ("mask_head",) if name in trained}
+        gradient = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+        (total, losses), (head_gradient, outputs_gradient) = gradient(head, outputs)
+        (detector_gradient,) = vjp(outputs_gradient)
+        gradients = parallel.mean(merge_params(detector_gradient, head_gradient))
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, trained)
+        params = merge_params(state.params, optax.apply_updates(trained, updates))
+        metrics = {"loss": total, **by_layer(losses)}
+        metrics = {**parallel.mean(metrics), "gradient_norm": optax.global_norm(gradients)}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    def pairs(
+        self, assignment: Int[np.ndarray, "devices batch targets"]
+    ) -> Int[np.ndarray, "devices pairs 3"]:
+        """Matched pairs of every device, padded to one of the static lengths."""
+        lists = [matched_pairs(one) for one in assignment]
+        needed = parallel.max_over_processes(max(map(len, lists)))
+        length = padded_length(needed, assignment.shape[1], self.pair_lengths)
+        return np.stack([pad_pairs(one, length) for one in lists])
+
+
+def match(
+    costs: Float[np.ndarray, "devices layers batch queries targets"],
+    labels: Int[np.ndarray, "devices batch targets"],
+) -> Int[np.ndarray, "devices layers batch targets"]:
+    """The assignment of every device's images."""
+    return np.stack([assign(*device) for device in zip(costs, labels, strict=True)])
+
+
+def _matches_on_device(method: str) -> bool:
+    if method not in ("scipy", "optax"):
+        raise ValueError(f"matching.method is {method!r}: must be scipy (host) or optax (device)")
+    return method == "optax"
+
+
+def _without(mapping: Any, *names: str) -> dict[str, Any]:
+    return {key: value for key, value in mapping.items() if key not in names}

@@ -1,0 +1,172 @@
+"""The training loop: train, evaluate, checkpoint, resume; and evaluation alone."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from PIL import Image
+
+from detr_jax import parallel, visualize
+from detr_jax.checkpoint import Checkpoints, load_params
+from detr_jax.data import eval_data, load_source, train_data
+from detr_jax.data.categories import to_json
+from detr_jax.data.source import Example, Source
+from detr_jax.evaluation.evaluate import evaluate_detection, evaluate_panoptic
+from detr_jax.inference import Inference
+from detr_jax.initialize import check_classes, read_params, starting_params
+from detr_jax.models.detr import build_model
+from detr_jax.optim import make_optimizer
+from detr_jax.panoptic import PanopticSegmentation
+from detr_jax.reporting import Reporter
+from detr_jax.step import TrainState, TrainStep
+
+
+def train(config: Any, workdir: str | Path) -> dict[str, Any]:
+    """Trains to the end, starting where the workdir's newest checkpoint stands.
+
+    Args:
+      config: see `default_config`.
+      workdir: gets config.json, categories.json, checkpoints/, metrics.jsonl, TensorBoard events, curves.png
+        and pictures/.
+
+    Returns:
+      The result of the last evaluation.
+    """
+    source, held_out = load_source(config.data, "train"), load_source(config.data, "eval")
+    check_classes(source.categories, config.model.num_classes)
+    steps_per_epoch = max(len(source) // config.batch_size, 1)
+    total_steps = config.steps or round(config.epochs * steps_per_epoch)
+    model = build_model(config.model)
+    step = TrainStep(model, config, make_optimizer(config.optim, total_steps))
+    batches = train_data(source, config)
+    reporter = Reporter(workdir, total_steps, config.batch_size)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    _describe(workdir, config, source)
+
+    state = step.init(starting_params(config, model))
+    first = checkpoints.latest_step or 0
+    if first:
+        state = checkpoints.restore(state, batches)
+        reporter.say(f"resuming at step {first} of {total_steps}")
+    reporter.say(_summary(config, model, source, state, total_steps))
+
+    every = max(round(config.eval.every_epochs * steps_per_epoch), 1)
+    result: dict[str, Any] = {}
+    for number in range(first + 1, total_steps + 1):
+        state, metrics = step(state, next(batches))
+        if number == first + 1:
+            jax.block_until_ready(metrics)
+            reporter.start(number)
+        elif number % config.log_every_steps == 0 or number == total_steps:
+            reporter.train(number, {name: float(value[0]) for name, value in metrics.items()})
+        last = number == total_steps
+        if number % config.checkpoint.every_steps == 0 or last:
+            checkpoints.save(state, batches)
+        if number % every == 0 or last:
+            result = _evaluate(config, workdir, model, state.params, held_out, reporter, number, last)
+            reporter.start(number)
+    if not result:
+        result = _evaluate(config, workdir, model, state.params, held_out, reporter, first, True)
+    checkpoints.wait()
+    reporter.close()
+    return result
+
+
+def evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
+    """Evaluates `config.init_from`, or else the workdir's newest checkpoint, and prints the table.
+
+    Args:
+      config: see `default_config`.
+      workdir: gets pictures/ and evaluation.json.
+    """
+    source = load_source(config.data, "eval")
+    check_classes(source.categories, config.model.num_classes)
+    model = build_model(config.model)
+    params = read_params(config.init_from, model) if config.init_from else load_params(workdir)
+    if config.model.masks and "mask_head" not in params:
+        raise ValueError(
+            f"{config.init_from or workdir} has no mask head, so it has no panoptic quality: "
+            "set --config.model.masks=False for its box AP"
+        )
+    reporter = Reporter(workdir, 0, config.eval.batch_size)
+    params = parallel.replicate(params)
+    return _evaluate(config, workdir, model, params, source, reporter, 0, True)
+
+
+def _evaluate(
+    config: Any,
+    workdir: str | Path,
+    model: Any,
+    params: Any,
+    source: Source,
+    reporter: Reporter,
+    step: int,
+    last: bool,
+) -> dict[str, Any]:
+    """Evaluates, reports, draws; the whole table and pictures come at the end of a run."""
+    settings = config.eval
+    inference = Inference(
+        model,
+        params,
+        source.categories,
+        threshold=settings.threshold,
+        merge_stuff=settings.merge_stuff,
+        pair_lengths=config.pair_lengths,
+    )
+    batches = eval_data(source, config)
+    if not config.model.masks or config.stage == "boxes":
+        result: dict[str, Any] = dict(evaluate_detection(inference, batches))
+        reporter.write(step, {f"val_{name}": value for name, value in result.items()})
+        reporter.say("  ".join(f"{name} {100 * value:.1f}" for name, value in result.items()))
+    else:
+        pictures = itertools.count() if last else itertools.count(settings.pictures)
+
+        def draw(example: Example, truth: PanopticSegmentation, prediction: PanopticSegmentation) -> None:
+            if reporter.active and next(pictures) < settings.pictures:
+                _draw(Path(workdir) / "pictures", example, truth, prediction)
+
+        result, table = evaluate_panoptic(inference, batches, settings.backend, draw)
+        scores = {f"val_{key}_{group.lower()}": result[group][key] for group, key in _scores()}
+        reporter.write(step, scores)
+        reporter.say(table if last else _line(result))
+    reporter.draw_curves()
+    if reporter.active and last:
+        (Path(workdir) / "evaluation.json").write_text(json.dumps(result, indent=2))
+    return result
+
+
+def _scores() -> Iterator[tuple[str, str]]:
+    return itertools.product(("All", "Things", "Stuff"), ("pq", "sq", "rq"))
+
+
+def _line(result: dict[str, Any]) -> str:
+    return "  ".join(f"PQ {group} {100 * result[group]['pq']:.1f}" for group in ("All", "Things", "Stuff"))
+
+
+def _draw(
+    folder: Path, example: Example, truth: PanopticSegmentation, prediction: PanopticSegmentation
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = visualize.side_by_side(example.image, truth, prediction)
+    Image.fromarray(picture).save(folder / f"{Path(example.file_name).stem}.png")
+
+
+def _describe(workdir: str | Path, config: Any, source: Source) -> None:
+    """Writes what a later run, or `Predictor.from_pretrained`, has to know."""
+    if jax.process_index() == 0:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        (Path(workdir) / "config.json").write_text(config.to_json(indent=2))
+        (Path(workdir) / "categories.json").write_text(json.dumps(to_json(source.categories), indent=2))
+
+
+def _summary(config: Any, model: Any, source: Source, state: TrainState, total_steps: int) -> str:
+    size = sum(leaf[0].size for leaf in jax.tree.leaves(state.params))
+    shapes = ", ".join(f"{height}x{width}" for height, width in config.data.train_shapes)
+    return (
+        f"stage {config.stage}: {size / 1e6:.1f}M parameters, {len(source)} images, {total_steps} steps of "
+        f"{config.batch_size} images on {jax.device_count()} {jax.devices()[0].platform} devices; "
+        f"compiling one program a shape ({shapes}) and pair list ({', '.join(map(str, config.pair_lengths))} an image)"
+    )

@@ -1,0 +1,272 @@
+"""Pictures: segments over images, attention maps, curves."""
+
+import collections
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from detr_jax.data.source import Category
+from detr_jax.panoptic import PanopticSegmentation
+
+SMALLEST_LABELLED_PART = 0.002
+PALETTE = [matplotlib.colormaps["tab10"](index) for index in range(10)]
+
+
+def overlay(
+    image: UInt8[np.ndarray, "height width 3"],
+    segmentation: PanopticSegmentation,
+    opacity: float = 0.55,
+    labels: bool = True,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The image under its coloured segments, each outlined and named.
+
+    Args:
+      image: RGB.
+      segmentation: of the image; void stays as it is.
+      opacity: of the colours.
+      labels: whether to write class names on the segments, largest first, where there is room.
+    """
+    segment_map, colors = _consecutive(segmentation)
+    fill = np.where(segment_map[..., None] > 0, opacity, 0.0)
+    picture = image * (1 - fill) + colors[segment_map] * fill
+    # Grey first, so that the colours of the image do not read as colours of segments.
+    grey = image.mean(-1, keepdims=True)
+    picture = np.where(segment_map[..., None] > 0, picture + 0.5 * (1 - fill) * (grey - image), picture)
+    edges = _outlines(segment_map, max(1, round(min(image.shape[:2]) / 500)))
+    picture[edges] = 0.25 * colors[segment_map][edges] + 0.75 * 255
+    picture = picture.clip(0, 255).astype(np.uint8)
+    return _write_names(picture, segment_map, segmentation) if labels else picture
+
+
+def side_by_side(
+    image: UInt8[np.ndarray, "height width 3"],
+    ground_truth: PanopticSegmentation,
+    prediction: PanopticSegmentation,
+) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
+    """The image, its annotation and the prediction in one row, with captions."""
+    panels = {
+        "Image": image,
+        "Ground truth": overlay(image, ground_truth),
+        "Prediction": overlay(image, prediction),
+    }
+    height, width = image.shape[:2]
+    text = max(12, round(width / 26))
+    gap, caption = max(4, text // 2), 2 * text
+    picture = Image.new("RGB", (len(panels) * (width + gap) - gap, caption + height), "white")
+    draw = ImageDraw.Draw(picture)
+    for position, (name, panel) in enumerate(panels.items()):
+        left = position * (width + gap)
+        picture.paste(Image.fromarray(panel), (left, caption))
+        draw.text((left + width / 2, caption / 2), name, "#222222", ImageFont.load_default(text), anchor="mm")
+    return np.asarray(picture)
+
+
+def attention_map(
+    image: UInt8[np.ndarray, "height width 3"], weights: Float[np.ndarray, "rows columns"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Where one query looks: attention of any resolution over a dimmed image, bright where it is large."""
+    scaled = (weights - weights.min()) / max(float(np.ptp(weights)), 1e-12)
+    size = image.shape[1], image.shape[0]
+    smooth = Image.fromarray(scaled.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    heat = np.asarray(smooth).clip(0, 1)
+    colors = 255 * matplotlib.colormaps["inferno"](heat)[..., :3]
+    grey = np.broadcast_to(image.mean(-1, keepdims=True), image.shape)
+    opacity = 0.35 + 0.6 * heat[..., None]
+    return (0.8 * grey * (1 - opacity) + colors * opacity).clip(0, 255).astype(np.uint8)
+
+
+def plot_curves(records: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """A PNG of the losses and, once there is one, of the panoptic quality over the steps.
+
+    Args:
+      records: as read from a `metrics.jsonl`: `step` and any of `loss`, `loss_*`, and between 0 and 1 `*pq*`.
+      path: of the PNG; folders are made on the way.
+    """
+    curves = _curves(records)
+    losses = {key: curve for key, curve in curves.items() if key.startswith("loss")}
+    qualities = {key: curve for key, curve in curves.items() if "pq" in key.split("/")[-1].split("_")}
+    panels = [panel for panel in (("Loss", losses), ("Panoptic quality (%)", qualities)) if panel[1]]
+    figure = Figure(figsize=(6.4 * max(len(panels), 1), 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for column, (title, members) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        if members is losses:
+            _draw_losses(axes, losses)
+        else:
+            _draw_qualities(axes, qualities)
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def instance_colors(categories: Sequence[Category]) -> list[tuple[int, int, int]]:
+    """One colour per segment: that of its category, varied from one segment of a category to the next.
+
+    Args:
+      categories: of every segment.
+    """
+    seen: collections.Counter[int] = collections.Counter()
+    colors = []
+    for category in categories:
+        colors.append(_varied(category.color, seen[category.id]))
+        seen[category.id] += 1
+    return colors
+
+
+def _varied(color: tuple[int, int, int], number: int) -> tuple[int, int, int]:
+    """The number-th variation, 0 the colour itself; successive ones differ in hue and brightness."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
+    if number:
+        hue += 0.36 * ((number * 0.618034) % 1 - 0.5)
+        value = 0.45 + 0.55 * ((value + number * 0.754878) % 1)
+        saturation = max(saturation, 0.35)
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _consecutive(
+    segmentation: PanopticSegmentation,
+) -> tuple[Int[np.ndarray, "height width"], Float[np.ndarray, "segments_and_void 3"]]:
+    """The map with ids replaced by positions in segments_info plus one, and the colour of each."""
+    infos = segmentation.segments_info
+    by_id = {category.id: category for category in segmentation.categories}
+    colors = [(0, 0, 0), *instance_colors([by_id[info["category_id"]] for info in infos])]
+    positions = np.zeros_like(segmentation.segment_map)
+    for position, info in enumerate(infos, 1):
+        positions[segmentation.segment_map == info["id"]] = position
+    return positions, np.array(colors, float)
+
+
+def _outlines(segment_map: Int[np.ndarray, "height width"], width: int) -> Bool[np.ndarray, "height width"]:
+    """Pixels within a width of another segment to the right or below."""
+    edges = np.zeros(segment_map.shape, bool)
+    for shift in range(1, width + 1):
+        edges[:, :-shift] |= segment_map[:, :-shift] != segment_map[:, shift:]
+        edges[:-shift] |= segment_map[:-shift] != segment_map[shift:]
+    return edges
+
+
+def _write_names(
+    picture: UInt8[np.ndarray, "height width 3"],
+    segment_map: Int[np.ndarray, "height width"],
+    segmentation: PanopticSegmentation,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Writes every name at the point of its segment that is farthest from the border, unless one is there."""
+    canvas = Image.fromarray(picture)
+    draw = ImageDraw.Draw(canvas, "RGBA")
+    font = ImageFont.load_default(max(10, round(max(picture.shape[:2]) / 50)))
+    names = {category.id: _display_name(category.name) for category in segmentation.categories}
+    areas = np.bincount(segment_map.ravel(), minlength=len(segmentation.segments_info) + 1)
+    taken: list[tuple[float, float, float, float]] = []
+    for position in 1 + np.argsort(-areas[1:], kind="stable"):
+        if areas[position] < SMALLEST_LABELLED_PART * segment_map.size:
+            break
+        name = names[segmentation.segments_info[position - 1]["category_id"]]
+        box = _text_box(draw, name, font, _deepest_point(segment_map == position), canvas.size)
+        if any(_overlap(box, other) for other in taken):
+            continue
+        taken.append(box)
+        draw.rounded_rectangle(box, radius=3, fill=(20, 20, 20, 190))
+        draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), name, "white", font, anchor="mm")
+    return np.asarray(canvas)
+
+
+def _display_name(name: str) -> str:
+    """COCO's stuff is called "wall-other-merged", which says more about COCO than about the wall."""
+    return name.removesuffix("-merged").removesuffix("-other").removesuffix("-stuff").replace("-", " ")
+
+
+def _deepest_point(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int]:
+    """x and y of the pixel farthest from the outside of a mask."""
+    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    y, x = np.unravel_index(np.argmax(distance), distance.shape)
+    return int(x), int(y)
+
+
+def _text_box(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    center: tuple[int, int],
+    size: tuple[int, int],
+) -> tuple[float, float, float, float]:
+    """The box around a text at a point, moved inside the picture."""
+    left, top, right, bottom = draw.textbbox((0, 0), "Ag", font, anchor="mm")
+    height = bottom - top + 6
+    left, top, right, bottom = draw.textbbox((0, 0), text, font, anchor="mm")
+    width = right - left + 8
+    x = min(max(center[0] - width / 2, 1), max(size[0] - width - 1, 1))
+    y = min(max(center[1] - height / 2, 1), max(size[1] - height - 1, 1))
+    return x, y, x + width, y + height
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _curves(
+    records: Sequence[dict[str, Any]],
+) -> dict[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]]:
+    """Steps and values of every number that the records name, in order of appearance."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        for key, value in record.items():
+            if key != "step" and isinstance(value, (int, float)):
+                points.setdefault(key, []).append((record["step"], value))
+    return {
+        key: (np.array(curve, float)[:, 0], np.array(curve, float)[:, 1]) for key, curve in points.items()
+    }
+
+
+def _smooth(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+    """Exponential average over about a thirtieth of the run, unbiased at its start."""
+    decay = 1 - 1 / max(1, len(values) / 30)
+    average, weight, result = 0.0, 0.0, []
+    for value in values:
+        average, weight = decay * average + value, decay * weight + 1
+        result.append(average / weight)
+    return np.array(result, float)
+
+
+def _draw_losses(axes: Axes, losses: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """The total stands out; parts that differ by orders of magnitude share a logarithmic axis."""
+    for index, (key, (steps, values)) in enumerate(losses.items()):
+        total = key == "loss"
+        color = "#111111" if total else PALETTE[index % len(PALETTE)]
+        axes.plot(steps, values, color=color, alpha=0.15, linewidth=0.8)
+        label = "total" if total else key.removeprefix("loss_")
+        axes.plot(steps, _smooth(values), color=color, linewidth=2.2 if total else 1.4, label=label)
+    if all((values > 0).all() for _, values in losses.values()):
+        axes.set_yscale("log")
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
+
+
+def _draw_qualities(axes: Axes, qualities: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    for index, (key, (steps, values)) in enumerate(qualities.items()):
+        color = PALETTE[index % len(PALETTE)]
+        name = key.replace("/", " ").replace("_", " ").replace("pq", "PQ")
+        axes.plot(steps, 100 * values, "o-", color=color, markersize=3.5, linewidth=1.6, label=name)
+        axes.annotate(
+            f"{100 * values[-1]:.1f}",
+            (steps[-1], 100 * values[-1]),
+            (5, 0),
+            textcoords="offset points",
+            color=color,
+            fontsize=8,
+            va="center",
+        )
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right")

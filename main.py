@@ -1,0 +1,37 @@
+"""Trains, evaluates or runs a panoptic DETR: `python main.py --config=configs/shapes.py --workdir=runs/shapes`."""
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "The experiment, a file under configs/.", lock_config=True)
+flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures, predictions.")
+flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "What to do.")
+flags.DEFINE_multi_string("images", [], "For --mode=predict: image files, or folders of them.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_: list[str]) -> None:
+    """Does what the flags say."""
+    # Imported late, so that wrong flags are answered at once.
+    from detr_jax import errors
+
+    with errors.explained():
+        if FLAGS.mode == "train":
+            from detr_jax.train import train
+
+            train(FLAGS.config, FLAGS.workdir)
+        elif FLAGS.mode == "eval":
+            from detr_jax.train import evaluate
+
+            evaluate(FLAGS.config, FLAGS.workdir)
+        else:
+            from detr_jax.predict import predict
+
+            predict(FLAGS.config, FLAGS.workdir, FLAGS.images)
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(main))
