@@ -2,7 +2,7 @@
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
@@ -15,6 +15,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(_: list[str]) -> None:
     """Does what the flags say."""
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
     # Imported late, so that wrong flags are answered at once.
     from detr_jax import errors
 

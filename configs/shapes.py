@@ -9,10 +9,10 @@ def get_config(variants: str = "") -> ConfigDict:
     config = default_config()
     config.stage = "joint"
     config.batch_size = 16
-    config.epochs = 10.0
-    config.pair_lengths = (2, 4, 6, 8, 10, 12)
+    config.epochs = 5.0
+    config.pair_lengths = (7, 8, 12)
 
-    config.model.num_classes = 11
+    config.model.num_classes = 14
     config.model.num_queries = 20
     config.model.resnet_depth = 18
     config.model.resnet_width = 24

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,11 +97,11 @@ def surviving_queries(
 
 def panoptic_segmentation(
     survivors: Survivors,
-    mask_logits: Float[Array, "pairs height width"],
+    mask_logits: Float[Array | np.ndarray, "pairs height width"],
     processed_size: tuple[int, int],
     orig_size: tuple[int, int],
     categories: tuple[Category, ...],
-    merge_stuff: Literal["first", "always"] = "first",
+    merge_stuff: str = "first",
 ) -> PanopticSegmentation:
     """One image: see `panoptic_segmentations`."""
     return panoptic_segmentations(
@@ -111,11 +111,11 @@ def panoptic_segmentation(
 
 def panoptic_segmentations(
     survivors: Sequence[Survivors],
-    mask_logits: Float[Array, "pairs height width"],
+    mask_logits: Float[Array | np.ndarray, "pairs height width"],
     processed_sizes: Int[np.ndarray, "batch 2"],
     orig_sizes: Int[np.ndarray, "batch 2"],
     categories: tuple[Category, ...],
-    merge_stuff: Literal["first", "always"] = "first",
+    merge_stuff: str = "first",
 ) -> list[PanopticSegmentation]:
     """The segment maps of a batch at the original sizes.
 
@@ -135,13 +135,14 @@ def panoptic_segmentations(
         part.
 
     Raises:
-      ValueError: there are more survivors than mask logits, or one of a class without a category.
+      ValueError: there are more survivors than mask logits, one is of a class without a category, or no such
+        way to merge.
     """
     classes = np.concatenate([one.classes for one in survivors])
     scores = np.concatenate([one.scores for one in survivors])
     image = np.repeat(np.arange(len(survivors)), [len(one.classes) for one in survivors])
     by_id = {category.id: category for category in categories}
-    _check(classes, len(mask_logits), by_id)
+    _check(classes, len(mask_logits), by_id, merge_stuff)
     if not len(classes):
         return [
             PanopticSegmentation(np.zeros(size, np.int32), [], categories) for size in orig_sizes.tolist()
@@ -321,7 +322,11 @@ def _first_of_same_stuff(
     return merged
 
 
-def _check(classes: Int[np.ndarray, " survivors"], pairs: int, by_id: dict[int, Category]) -> None:
+def _check(
+    classes: Int[np.ndarray, " survivors"], pairs: int, by_id: dict[int, Category], merge_stuff: str
+) -> None:
+    if merge_stuff not in ("first", "always"):
+        raise ValueError(f"merge_stuff is {merge_stuff!r}: must be first or always")
     if len(classes) > pairs:
         raise ValueError(f"{len(classes)} queries survive, but there are mask logits of {pairs} only.")
     unknown = sorted(set(classes.tolist()) - set(by_id))

@@ -2,6 +2,7 @@
 
 import collections
 import colorsys
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,24 +87,32 @@ def attention_map(
 
 
 def plot_curves(records: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """A PNG of the losses and, once there is one, of the panoptic quality over the steps.
+    """A PNG of the losses and, once there are any, of the scores over the steps.
 
     Args:
-      records: as read from a `metrics.jsonl`: `step` and any of `loss`, `loss_*`, and between 0 and 1 `*pq*`.
+      records: as read from a `metrics.jsonl`: `step` and any of `loss`, `loss_*` (`loss_*_0` and so on, of
+        the inner layers, are left out) and, between 0 and 1, `val_pq*` and `val_AP*`.
       path: of the PNG; folders are made on the way.
     """
     curves = _curves(records)
-    losses = {key: curve for key, curve in curves.items() if key.startswith("loss")}
-    qualities = {key: curve for key, curve in curves.items() if "pq" in key.split("/")[-1].split("_")}
-    panels = [panel for panel in (("Loss", losses), ("Panoptic quality (%)", qualities)) if panel[1]]
+    titles = {
+        r"loss(_.*\D)?": "Loss",
+        r"val_pq.*": "Panoptic quality (%)",
+        r"val_AP.*": "Average precision (%)",
+    }
+    panels = []
+    for pattern, title in titles.items():
+        members = {key: curve for key, curve in curves.items() if re.fullmatch(pattern, key)}
+        if members:
+            panels.append((title, members))
     figure = Figure(figsize=(6.4 * max(len(panels), 1), 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     for column, (title, members) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), column + 1)
-        if members is losses:
-            _draw_losses(axes, losses)
+        if title == "Loss":
+            _draw_losses(axes, members)
         else:
-            _draw_qualities(axes, qualities)
+            _draw_scores(axes, members)
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
         axes.set_xlabel("step")
         axes.grid(alpha=0.25, linewidth=0.6)
@@ -220,15 +229,14 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 def _curves(
     records: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]]:
-    """Steps and values of every number that the records name, in order of appearance."""
-    points: dict[str, list[tuple[float, float]]] = {}
+    """Steps and values of every number that the records name; of a step that was run twice, the later."""
+    points: dict[str, dict[float, float]] = {}
     for record in records:
         for key, value in record.items():
             if key != "step" and isinstance(value, (int, float)):
-                points.setdefault(key, []).append((record["step"], value))
-    return {
-        key: (np.array(curve, float)[:, 0], np.array(curve, float)[:, 1]) for key, curve in points.items()
-    }
+                points.setdefault(key, {})[record["step"]] = value
+    ordered = {key: np.array(sorted(curve.items()), float) for key, curve in points.items()}
+    return {key: (curve[:, 0], curve[:, 1]) for key, curve in ordered.items()}
 
 
 def _smooth(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
@@ -254,10 +262,10 @@ def _draw_losses(axes: Axes, losses: dict[str, tuple[np.ndarray, np.ndarray]]) -
     axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
 
 
-def _draw_qualities(axes: Axes, qualities: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    for index, (key, (steps, values)) in enumerate(qualities.items()):
+def _draw_scores(axes: Axes, scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    for index, (key, (steps, values)) in enumerate(scores.items()):
         color = PALETTE[index % len(PALETTE)]
-        name = key.replace("/", " ").replace("_", " ").replace("pq", "PQ")
+        name = key.removeprefix("val_").replace("_", " ").replace("pq", "PQ")
         axes.plot(steps, 100 * values, "o-", color=color, markersize=3.5, linewidth=1.6, label=name)
         axes.annotate(
             f"{100 * values[-1]:.1f}",

@@ -126,8 +126,18 @@ def test_curves(tmp_path):
     assert matplotlib.get_backend() == backend
 
 
+def test_inner_layers_are_left_out_and_of_a_repeated_step_the_later_is_drawn(tmp_path):
+    plain = [{"step": step, "loss_ce": 1 / step} for step in range(1, 9)]
+    visualize.plot_curves(plain, tmp_path / "plain.png")
+    stale = [{"step": step, "loss_ce": 77.0} for step in range(3, 9)]
+    layered = [{**record, "loss_ce_0": 5.0, "lr": 1.0} for record in plain]
+    visualize.plot_curves(plain[:2] + stale + layered, tmp_path / "more.png")
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "more.png").read_bytes()
+
+
 def test_curves_of_nothing_and_of_one_step(tmp_path):
     visualize.plot_curves([], tmp_path / "nothing.png")
-    visualize.plot_curves([{"step": 1, "loss": 0.0, "loss_ce": 0.0, "val_pq": 0.0}], tmp_path / "one.png")
+    one = [{"step": 1, "loss": 0.0, "loss_ce": 0.0, "val_pq_all": 0.0, "val_AP": -1.0}]
+    visualize.plot_curves(one, tmp_path / "one.png")
     assert (tmp_path / "nothing.png").stat().st_size > 0
     assert (tmp_path / "one.png").stat().st_size > 0

@@ -22,18 +22,18 @@ def _gradient(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
 
 
 def _stripes(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return (np.mod((u + v) / _period(rng, 6, 12), 1) < 0.5).astype(np.float32)
+    return (np.mod((u + v) / _period(rng, 6.0, 12.0), 1) < 0.5).astype(np.float32)
 
 
 def _dots(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    period = _period(rng, 7, 12)
+    period = _period(rng, 7.0, 12.0)
     return (np.hypot(np.mod(u, period) / period - 0.5, np.mod(v, period) / period - 0.5) < 0.3).astype(
         u.dtype
     )
 
 
 def _checker(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    period = _period(rng, 5, 10)
+    period = _period(rng, 5.0, 10.0)
     return np.mod(np.floor(u / period) + np.floor(v / period), 2)
 
 
@@ -55,7 +55,7 @@ def _grass(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
 
 def _water(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
     """Ripples: level waves that sway."""
-    sway = 1.2 * np.sin(u / _period(rng, 4, 8)) + np.sin(u / _period(rng, 9, 14))
+    sway = 1.2 * np.sin(u / _period(rng, 4.0, 8.0)) + np.sin(u / _period(rng, 9.0, 14.0))
     return 0.5 + 0.5 * np.sin(v / _period(rng, 1.2, 2.2) + sway)
 
 
@@ -66,7 +66,7 @@ def _sand(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
 
 def _brick(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
     """Courses of bricks of slightly different shades, offset by half a brick, with light mortar."""
-    height = _period(rng, 6, 10)
+    height = _period(rng, 6.0, 10.0)
     course = np.floor(v / height)
     along = u / (2.2 * height) + 0.5 * np.mod(course, 2)
     mortar = (np.mod(v, height) < 1.2) | (np.mod(along, 1) * 2.2 * height < 1.2)

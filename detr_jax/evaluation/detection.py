@@ -5,32 +5,30 @@ import io
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from pycocotools import mask as run_length
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy import special
 
-from detr_jax.boxes import to_corners
 from detr_jax.data.source import Category, Example
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class Detections(NamedTuple):
-    """What every query found: corners x0, y0, x1, y1 in pixels, its class and the probability of it."""
+    """What every query found: corners x0, y0, x1, y1 in pixels, the probability of its class, the class."""
 
-    boxes: Float32[Array, "*batch queries 4"]
-    scores: Float32[Array, "*batch queries"]
-    labels: Int[Array, "*batch queries"]
+    boxes: Float32[np.ndarray, "queries 4"]
+    scores: Float32[np.ndarray, " queries"]
+    labels: Int[np.ndarray, " queries"]
 
 
 def detections(
-    logits: Float[Array, "*batch queries classes"],
-    boxes: Float[Array, "*batch queries 4"],
-    orig_size: Int[Array, "*batch 2"],
+    logits: Float[np.ndarray, "queries classes"],
+    boxes: Float[np.ndarray, "queries 4"],
+    orig_size: tuple[int, int],
 ) -> Detections:
     """Every query as a detection (the original's `PostProcess`): AP ranks them, so none is left out.
 
@@ -39,11 +37,11 @@ def detections(
       boxes: cx, cy, w, h relative to the image.
       orig_size: height and width in pixels of the image that the boxes are for.
     """
-    probabilities = jax.nn.softmax(logits.astype(jnp.float32), -1)[..., :-1]
-    height, width = orig_size[..., 0], orig_size[..., 1]
-    scale = jnp.stack([width, height, width, height], -1)[..., None, :]
-    corners = to_corners(boxes.astype(jnp.float32)) * scale
-    return Detections(corners, probabilities.max(-1), probabilities.argmax(-1))
+    probabilities = special.softmax(logits.astype(np.float32), -1)[:, :-1]
+    height, width = orig_size
+    center, half = boxes[:, :2], boxes[:, 2:] / 2
+    corners = np.concatenate([center - half, center + half], -1) * [width, height, width, height]
+    return Detections(corners.astype(np.float32), probabilities.max(-1), probabilities.argmax(-1))
 
 
 class CocoDetection:

@@ -1,0 +1,57 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detr_jax.data.categories import to_json
+from detr_jax.data.shapes import Shapes
+
+
+def _folder(variable):
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} names no folder")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture
+def coco_sample():
+    return _folder("DETR_JAX_COCO_SAMPLE")
+
+
+@pytest.fixture
+def reference():
+    return _folder("DETR_JAX_REFERENCE")
+
+
+@pytest.fixture
+def drawn():
+    """What `coco_folder` holds."""
+    return Shapes("train", 5, image_size=64)
+
+
+@pytest.fixture
+def coco_folder(tmp_path, drawn):
+    """The drawn images in COCO's format, with ids of segments that need all three colours of the PNG."""
+    for folder in ("val2017", "panoptic_val2017", "annotations"):
+        (tmp_path / folder).mkdir()
+    content = {"categories": to_json(drawn.categories), "images": [], "annotations": []}
+    for example in drawn:
+        image_id = 100 - example.image_id
+        height, width = example.orig_size
+        ids = [17 + 3 * 256 * k + 5 * 65536 * k for k in range(1, len(example.labels) + 1)]
+        colors = np.array([(0, 0, 0)] + [(i % 256, i // 256 % 256, i // 65536) for i in ids], np.uint8)
+        Image.fromarray(example.image).save(tmp_path / "val2017" / example.file_name)
+        Image.fromarray(colors[example.segment_map]).save(tmp_path / "panoptic_val2017" / f"{image_id}.png")
+        entry = {"id": image_id, "file_name": example.file_name, "height": height, "width": width}
+        content["images"].append(entry)
+        segments = [
+            {"id": i, "category_id": int(label), "area": int(area), "iscrowd": 0}
+            for i, label, area in zip(ids, example.labels, example.areas, strict=True)
+        ]
+        annotation = {"image_id": image_id, "file_name": f"{image_id}.png", "segments_info": segments}
+        content["annotations"].append(annotation)
+    (tmp_path / "annotations" / "panoptic_val2017.json").write_text(json.dumps(content))
+    return tmp_path

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from detr_jax.data.categories import coco_panoptic, from_json, to_json
+
+
+def test_coco_has_eighty_things_and_fiftythree_stuff_classes():
+    categories = coco_panoptic()
+    assert [category.isthing for category in categories] == [True] * 80 + [False] * 53
+    ids = [category.id for category in categories]
+    assert ids == sorted(set(ids)) and (ids[0], ids[-1]) == (1, 200)
+    assert len({category.name for category in categories}) == 133
+    assert len({category.color for category in categories}) == 133
+
+
+def test_coco_agrees_with_the_annotation_file(coco_sample):
+    content = json.loads((coco_sample / "annotations/panoptic_val2017.json").read_text())
+    assert coco_panoptic() == from_json(content["categories"])
+
+
+def test_json_form_and_back():
+    assert from_json(json.loads(json.dumps(to_json(coco_panoptic())))) == coco_panoptic()
+
+
+def test_missing_fields_have_defaults():
+    first, second = from_json([{"id": 1, "name": "cell"}, {"id": 2, "name": "ground", "isthing": 0}])
+    assert first.isthing and not second.isthing
+    assert first.color != second.color
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([{"id": 1}], "needs"),
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], r"unique.*\[1\]"),
+        ([{"id": -1, "name": "a"}], "-1"),
+    ],
+)
+def test_unusable_lists_are_refused(entries, message):
+    with pytest.raises(ValueError, match=message):
+        from_json(entries)
