@@ -1,4 +1,7 @@
-"""Trains, evaluates or runs a panoptic DETR: `python main.py --config=configs/shapes.py --workdir=runs/shapes`."""
+"""Trains, evaluates or runs a panoptic DETR.
+
+python main.py --config=configs/shapes.py --workdir=runs/shapes
+"""
 
 import sys
 

@@ -51,7 +51,7 @@ class Checkpoints:
         Raises:
           ValueError: the checkpoint is of another model or stage.
         """
-        step = self.latest_step
+        step = self.latest_step or 0
         like = parallel.unreplicate(state)
         try:
             restored = self._manager.restore(
@@ -64,8 +64,8 @@ class Checkpoints:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self._manager.directory} holds a run of another model or stage: choose another workdir, or "
-                f"start from it by --config.init_from={Path(self._manager.directory).parent} ({error})"
+                f"{self._manager.directory} holds a run of another model or stage: choose another workdir, "
+                f"or start from it by --config.init_from={Path(self._manager.directory).parent} ({error})"
             ) from error
         return parallel.replicate(TrainState(step, restored.params, restored.opt_state))
 

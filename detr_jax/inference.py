@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 
 from detr_jax import parallel
 from detr_jax.data.source import Category
+from detr_jax.models import detr
 from detr_jax.models.detr import Detr, Outputs
 from detr_jax.models.mask_head import Features
 from detr_jax.pairs import LENGTHS, pad_pairs, padded_length, query_pairs
@@ -86,7 +87,7 @@ class Inference:
         size: Int[np.ndarray, "batch 2"],
         queries: Sequence[Int[np.ndarray, " _"]],
     ) -> list[Float[jax.Array, "pairs quarter_height quarter_width"]]:
-        """Mask logits of chosen queries of every image: per device, its images' pairs in order, then padding."""
+        """Mask logits of chosen queries: per device, the pairs of its images in order, then padding."""
         count = parallel.device_count(self.devices)
         per_device = len(queries) // count
         lists = [
@@ -135,8 +136,8 @@ class Inference:
         )
 
     def _detect_on_device(self, params: Any, images: Any, size: Any) -> Outputs:
-        outputs = self.model.apply({"params": params}, images, size)
+        outputs = detr.detect(self.model, params, images, size)
         return outputs._replace(logits=outputs.logits[-1], boxes=outputs.boxes[-1])
 
     def _masks_on_device(self, params: Any, features: Features, size: Any, pairs: Any) -> jax.Array:
-        return self.model.apply({"params": params}, features, size, pairs, method=Detr.masks)
+        return detr.segment(self.model, params, features, size, pairs)

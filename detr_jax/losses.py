@@ -1,9 +1,10 @@
 """The losses of Eqs. 4 and 7-14: pure functions of outputs, targets and their assignment.
 
-Original: SetCriterion of models/detr.py; losses carry its names. Sums over images are divided by counts over all
-devices, so that the result does not depend on how a batch is spread over them.
+Original: SetCriterion of models/detr.py; losses carry its names. Sums over images are divided by counts over
+all devices, so that the result does not depend on how a batch is spread over them.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ Scalar = Float[Array, ""]
 PerLayer = Float[Array, " layers"]
 
 
-class LossWeights(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class LossWeights:
     """The lambdas of Eqs. 4, 8 and 14, by the names they have in configs.
 
     Attributes:

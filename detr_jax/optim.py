@@ -59,8 +59,8 @@ def make_schedule(config: Any, total_steps: int) -> Callable[[Any], Float[Array,
     """Factor on the learning rates over the steps of a run.
 
     Args:
-      config: `optim` section: schedule "step" (a tenth from `drop_at`, a fraction of the run, on), "cosine" or
-        "constant"; `warmup_steps` of linear rise before.
+      config: `optim` section: schedule "step" (a tenth from `drop_at`, a fraction of the run, on), "cosine"
+        or "constant"; `warmup_steps` of linear rise before.
       total_steps: of the run.
 
     Raises:

@@ -55,8 +55,8 @@ def shard(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
     def split(x: np.ndarray) -> np.ndarray:
         if len(x) % count:
             raise ValueError(
-                f"a batch of {len(x)} images does not divide by {count} devices: choose a batch_size that is a "
-                f"multiple of {count}"
+                f"a batch of {len(x)} images does not divide by {count} devices: "
+                f"choose a batch_size that is a multiple of {count}"
             )
         return x.reshape(count, -1, *x.shape[1:])
 

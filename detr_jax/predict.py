@@ -141,8 +141,8 @@ class Predictor:
         pixels = read_image(image)
         resized = self._resize(pixels)
         found, _ = self._inference.detect(*_pad([resized], self._static_shape(resized.shape[:2])))
-        height_width = np.array(pixels.shape[:2])
-        boxes, scores, labels = map(np.asarray, detections(found.logits[0], found.boxes[0], height_width))
+        size = pixels.shape[0], pixels.shape[1]
+        boxes, scores, labels = map(np.asarray, detections(found.logits[0], found.boxes[0], size))
         chosen = [index for index in np.argsort(-scores) if scores[index] > threshold]
         return [
             {
@@ -153,16 +153,17 @@ class Predictor:
             for index in chosen
         ]
 
-    def raw(
-        self,
-        image: ImageLike | Sequence[ImageLike],
-        resize: bool = True,
-        pad_to: tuple[int, int] | None = None,
-    ) -> RawOutputs | list[RawOutputs]:
-        """Every query's class logits, box and mask logits, as NumPy arrays.
+    def raw(self, image: ImageLike, resize: bool = True, pad_to: tuple[int, int] | None = None) -> RawOutputs:
+        """Every query's class logits, box and mask logits; see `raw_batch`."""
+        return self.raw_batch([image], resize, pad_to)[0]
+
+    def raw_batch(
+        self, images: Sequence[ImageLike], resize: bool = True, pad_to: tuple[int, int] | None = None
+    ) -> list[RawOutputs]:
+        """Every query's class logits, box and mask logits, of images run as one batch.
 
         Args:
-          image: an image, or several to be run as one batch.
+          images: files, Pillow images, or RGB arrays, of any sizes.
           resize: to the evaluation size; otherwise the pixels go in as they are.
           pad_to: height and width of the batch; by default the largest height and width in it. It changes
             no result.
@@ -170,26 +171,27 @@ class Predictor:
         Raises:
           ValueError: an image is larger than `pad_to`.
         """
-        several = isinstance(image, (list, tuple))
-        pixels = [read_image(one) for one in (image if several else [image])]
+        pixels = [read_image(image) for image in images]
         if resize:
-            pixels = [self._resize(one) for one in pixels]
-        largest = tuple(np.max([one.shape[:2] for one in pixels], axis=0).tolist())
-        shape = pad_to or largest
-        if shape[0] < largest[0] or shape[1] < largest[1]:
-            raise ValueError(f"an image of {largest[0]}x{largest[1]} does not fit pad_to={shape}")
+            pixels = [self._resize(image) for image in pixels]
+        height, width = np.max([image.shape[:2] for image in pixels], axis=0).tolist()
+        shape = pad_to or (height, width)
+        if shape[0] < height or shape[1] < width:
+            raise ValueError(f"images of up to {height}x{width} do not fit pad_to={shape}")
         canvas, size = _pad(pixels, shape)
         found, features = self._inference.detect(canvas, size)
-        count = found.logits.shape[1]
-        masks = None
+        queries = np.arange(found.logits.shape[1])
+        masks: list[Any] = [None] * len(pixels)
         if self.has_masks:
-            masks = self._inference.masks(features, size, [np.arange(count)] * len(pixels))[0]
-            masks = np.asarray(masks)[: count * len(pixels)].reshape(len(pixels), count, *masks.shape[1:])
-        outputs = []
-        for index, (height, width) in enumerate((-(-size // 4)).tolist()):
-            mask = None if masks is None else masks[index, :, :height, :width]
-            outputs.append(RawOutputs(found.logits[index], found.boxes[index], mask))
-        return outputs if several else outputs[0]
+            pairs = self._inference.masks(features, size, [queries] * len(pixels))[0]
+            per_image = np.asarray(pairs[: len(queries) * len(pixels)]).reshape(
+                len(pixels), -1, *pairs.shape[1:]
+            )
+            masks = [
+                mask[:, :rows, :columns]
+                for mask, (rows, columns) in zip(per_image, (-(-size // 4)).tolist(), strict=True)
+            ]
+        return [RawOutputs(*outputs) for outputs in zip(found.logits, found.boxes, masks, strict=True)]
 
     def _resize(self, pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
         data = self.config.data

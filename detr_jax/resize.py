@@ -26,7 +26,7 @@ def resize_bilinear(
     maps: Float[Array, "maps from_height from_width"],
     from_size: Int[Array, "maps 2"],
     to_size: Int[Array, "maps 2"],
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
 ) -> Float[Array, "maps height width"]:
     """Resizes the valid part of every map to the valid part of a canvas of a static shape.
 

@@ -4,14 +4,13 @@
     match     costs                  -> assignment            (host)
     update    outputs, assignment    -> new state, metrics
 
-The forward pass runs once: its vjp is a pytree and crosses from the first program to the second. So no callback
-sits inside a compiled program, and the mask head runs on the matched queries alone.
+The forward pass runs once: its vjp is a pytree and crosses from the first program to the second. So no
+callback sits inside a compiled program, and the mask head runs on the matched queries alone.
 """
 
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from detr_jax import parallel
 from detr_jax.losses import LossWeights, Targets, by_layer, detection_losses, mask_losses, total_loss
 from detr_jax.matching import MatchingWeights, assign, assign_on_device, matching_cost
+from detr_jax.models import detr
 from detr_jax.models.detr import Detr, Outputs
 from detr_jax.optim import Params, merge_params, split_params
 from detr_jax.pairs import matched_pairs, pad_pairs, padded_length
@@ -99,16 +99,12 @@ class TrainStep:
         def detect(detector: Params) -> Outputs:
             params = merge_params(detector, constant)
             # A frozen detector predicts as it will in evaluation: without dropout.
-            outputs = self.model.apply(
-                {"params": params},
-                batch["image"],
-                batch["size"],
-                deterministic=not detector,
-                rngs={"dropout": key},
+            outputs = detr.detect(
+                self.model, params, batch["image"], batch["size"], key if detector else None
             )
             if not self.auxiliary:
                 outputs = outputs._replace(logits=outputs.logits[-1:], boxes=outputs.boxes[-1:])
-            return outputs if self.with_masks else outputs._replace(features=None)
+            return outputs if self.with_masks else outputs._replace(features=None)  # type: ignore[arg-type]
 
         outputs, vjp = jax.vjp(detect, detector)
         labels, boxes = batch["labels"], batch["boxes"]
@@ -133,9 +129,7 @@ class TrainStep:
                 outputs.logits, outputs.boxes, targets, assignment, self.loss_weights.no_object, parallel.mean
             )
             if pairs is not None:
-                mask_logits = self.model.apply(
-                    {"params": head}, outputs.features, targets.size, pairs[:, :2], method=Detr.masks
-                )
+                mask_logits = detr.segment(self.model, head, outputs.features, targets.size, pairs[:, :2])
                 losses |= mask_losses(mask_logits, targets, pairs, parallel.mean)
             return total_loss(losses, self.loss_weights), losses
 

@@ -165,8 +165,9 @@ def _describe(workdir: str | Path, config: Any, source: Source) -> None:
 def _summary(config: Any, model: Any, source: Source, state: TrainState, total_steps: int) -> str:
     size = sum(leaf[0].size for leaf in jax.tree.leaves(state.params))
     shapes = ", ".join(f"{height}x{width}" for height, width in config.data.train_shapes)
+    lengths = ", ".join(map(str, config.pair_lengths))
     return (
         f"stage {config.stage}: {size / 1e6:.1f}M parameters, {len(source)} images, {total_steps} steps of "
         f"{config.batch_size} images on {jax.device_count()} {jax.devices()[0].platform} devices; "
-        f"compiling one program a shape ({shapes}) and pair list ({', '.join(map(str, config.pair_lengths))} an image)"
+        f"compiling one program a shape ({shapes}) and pair list ({lengths} an image)"
     )

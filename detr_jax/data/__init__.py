@@ -10,7 +10,6 @@ from detr_jax.data.coco import CocoPanoptic
 from detr_jax.data.loader import eval_batches, train_batches
 from detr_jax.data.shapes import Shapes
 from detr_jax.data.source import Example, Source
-from detr_jax.data.tfds import TfdsPanoptic
 from detr_jax.data.transforms import EvalTransform, TrainTransform
 
 
@@ -36,6 +35,8 @@ def load_source(config: Any, part: str) -> Source:
         )
     if config.source == "coco":
         return CocoPanoptic(config.root, split)
+    from detr_jax.data.tfds import TfdsPanoptic  # here, since TFDS takes seconds to import
+
     return TfdsPanoptic(split=split, data_dir=config.root)
 
 

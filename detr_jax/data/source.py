@@ -48,11 +48,14 @@ class Source(Protocol):
 
     Attributes:
       categories: in the order in which they are reported.
-      sizes: height and width of every image, known without decoding one.
     """
 
     categories: tuple[Category, ...]
-    sizes: Int[np.ndarray, "images 2"]
+
+    @property
+    def sizes(self) -> Int[np.ndarray, "images 2"]:
+        """Height and width of every image, known without decoding one."""
+        ...
 
     def __len__(self) -> int:
         """Number of images."""

@@ -1,6 +1,6 @@
 """ResNet as a feature pyramid, with frozen batch norm or group norm."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -103,8 +103,8 @@ class Block(nn.Module):
         new_mask: Bool[Array, "batch new_height new_width"],
     ) -> Float[Array, "batch new_height new_width features"]:
         """Applies the block; the masks tell the valid pixels before and after its stride."""
-        options = {"norm": self.norm, "dtype": self.dtype}
-        strided = {"stride": self.stride, "dilation": self.dilation, **options}
+        options: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
+        strided: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation, **options}
         features = 4 * self.width if self.bottleneck else self.width
         if self.bottleneck:
             y = nn.relu(ConvNorm(self.width, 1, name="conv1", **options)(x, mask))

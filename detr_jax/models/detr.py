@@ -1,6 +1,6 @@
 """The assembly: backbone, transformer, class and box heads, mask head (original: models/detr.py)."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -99,6 +99,7 @@ class Detr(nn.Module):
         return 16 if self.dilation else 32
 
     def setup(self) -> None:
+        """Makes the parts; their names are those of the parameters."""
         self.backbone = Backbone(self.resnet_depth, self.resnet_width, self.norm, self.dilation, self.dtype)
         self.input_projection = Conv(self.hidden_dim, dtype=self.dtype)
         if self.position == "learned":
@@ -157,6 +158,25 @@ class Detr(nn.Module):
     ) -> Float[Array, "pairs quarter_height quarter_width"]:
         """Mask logits of (image, query) pairs at a quarter of the resolution."""
         return self.mask_head(features, size, pairs)
+
+
+def detect(
+    model: Detr,
+    params: Any,
+    images: UInt8[Array, "batch height width 3"],
+    size: Int[Array, "batch 2"],
+    dropout_key: Array | None = None,
+) -> Outputs:
+    """`Detr.__call__` as a pure function of parameters; with a key, dropout is drawn from it."""
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    return cast(Outputs, model.apply({"params": params}, images, size, dropout_key is None, rngs=rngs))
+
+
+def segment(
+    model: Detr, params: Any, features: Features, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
+) -> Float[Array, "pairs quarter_height quarter_width"]:
+    """`Detr.masks` as a pure function of parameters."""
+    return cast(Array, model.apply({"params": params}, features, size, pairs, method=Detr.masks))
 
 
 def build_model(config: Any) -> Detr:

@@ -9,7 +9,7 @@ from detr_jax.models import initializers
 
 
 def valid_mask(
-    size: Int[Array, "batch 2"], shape: tuple[int, int], stride: int
+    size: Int[Array, "batch 2"], shape: tuple[int, ...], stride: int
 ) -> Bool[Array, "batch {shape[0]} {shape[1]}"]:
     """True on the valid pixels of a feature map.
 

@@ -4,7 +4,7 @@ Original: MHAttentionMap and MaskHeadSmallConv of models/segmentation.py, which 
 image. Pairs are independent of one another, so any list of them gives the same masks.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -51,7 +51,7 @@ class AttentionMap(nn.Module):
     ) -> Float[Array, "batch queries height width {self.num_heads}"]:
         """Returns the maps; zero outside the mask of valid pixels."""
         features = queries.shape[-1]
-        options = {"dtype": self.dtype, "kernel_init": initializers.xavier_uniform}
+        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": initializers.xavier_uniform}
         query = nn.Dense(features, name="query", **options)(queries)
         key = nn.Dense(features, name="key", **options)(memory)
         query = query.reshape(*query.shape[:2], self.num_heads, -1)
@@ -148,7 +148,7 @@ class SplitConv(nn.Module):
 
 
 def upsample_nearest(
-    x: Float[Array, "batch height width channels"], shape: tuple[int, int]
+    x: Float[Array, "batch height width channels"], shape: tuple[int, ...]
 ) -> Float[Array, "batch {shape[0]} {shape[1]} channels"]:
     """Nearest-neighbour upsampling to twice the size, or one less; unchanged if the size is the same."""
     if x.shape[1:3] == shape:

@@ -10,7 +10,7 @@ from detr_jax.models import initializers
 
 
 def sine_encoding(
-    size: Int[Array, "batch 2"], shape: tuple[int, int], features: int
+    size: Int[Array, "batch 2"], shape: tuple[int, ...], features: int
 ) -> Float[Array, "batch {shape[0]} {shape[1]} {features}"]:
     """Eq. 1, with positions scaled to (0, 2 pi] over the valid pixels (original: PositionEmbeddingSine).
 
@@ -46,7 +46,7 @@ class LearnedEncoding(nn.Module):
 
     @nn.compact
     def __call__(
-        self, size: Int[Array, "batch 2"], shape: tuple[int, int]
+        self, size: Int[Array, "batch 2"], shape: tuple[int, ...]
     ) -> Float[Array, "batch {shape[0]} {shape[1]} {self.features}"]:
         """Returns the encoding; only the shape matters, positions count from the top left.
 

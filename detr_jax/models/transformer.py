@@ -160,14 +160,14 @@ class Transformer(nn.Module):
         options = (self.num_heads, self.feedforward_dim, self.dropout, self.dtype)
         memory, position = tokens.astype(self.dtype), position.astype(self.dtype)
         for index in range(self.num_encoder_layers):
-            layer = EncoderLayer(*options, name=f"encoder_{index}")
-            memory = layer(memory, position, padding_mask, deterministic)
+            encoder = EncoderLayer(*options, name=f"encoder_{index}")
+            memory = encoder(memory, position, padding_mask, deterministic)
         query_position = query_position[None].astype(self.dtype)
         content = jnp.zeros((len(tokens), *query_position.shape[1:]), self.dtype)
         norm = nn.LayerNorm(epsilon=1e-5, name="decoder_norm")
         outputs = []
         for index in range(self.num_decoder_layers):
-            layer = DecoderLayer(*options, name=f"decoder_{index}")
-            content = layer(content, query_position, memory, position, padding_mask, deterministic)
+            decoder = DecoderLayer(*options, name=f"decoder_{index}")
+            content = decoder(content, query_position, memory, position, padding_mask, deterministic)
             outputs.append(norm(content.astype(jnp.float32)).astype(self.dtype))
         return jnp.stack(outputs), memory

@@ -49,4 +49,4 @@ def test_segments_that_are_not_kept_become_void():
     for k in range(len(example.labels)):
         expected = k // 2 + 1 if keep[k] else 0
         assert (kept.segment_map[example.segment_map == k + 1] == expected).all()
-    np.testing.assert_array_equal(find_boxes(kept.segment_map, keep.sum())[0], kept.boxes)
+    np.testing.assert_array_equal(find_boxes(kept.segment_map, int(keep.sum()))[0], kept.boxes)

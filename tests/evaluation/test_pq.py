@@ -245,3 +245,9 @@ def test_the_official_backend_says_why_it_failed():
     backend.update(truth, truth, 1)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         backend.result()
+
+
+def test_without_panopticapi_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "panopticapi", None)
+    with pytest.raises(ImportError, match="pip install --no-deps panopticapi-lite"):
+        OfficialPanopticQuality(CATEGORIES)

@@ -1,0 +1,161 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from detr_jax.data.categories import coco_panoptic
+from detr_jax.data.segments import find_boxes
+from detr_jax.data.shapes import Shapes
+from detr_jax.data.tfds import TfdsPanoptic, prepare, write_sizes
+
+CATEGORIES = coco_panoptic()
+
+
+class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The features of TFDS's coco/2017_panoptic, which itself needs TensorFlow, with drawn images."""
+
+    name = "coco"
+    VERSION = tfds.core.Version("1.1.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="2017_panoptic")]
+    names = tuple(category.name for category in CATEGORIES)
+    folder = None
+
+    def _info(self):
+        objects = {
+            "id": np.int64,
+            "area": np.int64,
+            "bbox": tfds.features.BBoxFeature(),
+            "label": tfds.features.ClassLabel(names=self.names),
+            "is_crowd": np.bool_,
+        }
+        features = {
+            "image": tfds.features.Image(encoding_format="png"),
+            "image/filename": tfds.features.Text(),
+            "image/id": np.int64,
+            "panoptic_image": tfds.features.Image(encoding_format="png"),
+            "panoptic_image/filename": tfds.features.Text(),
+            "panoptic_objects": tfds.features.Sequence(objects),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, manager):
+        return {
+            "train": self._generate_examples("train", 3),
+            "validation": self._generate_examples("test", 2),
+        }
+
+    def _generate_examples(self, split, count):
+        for example in Shapes(split, count, image_size=64):
+            image, png = self.folder / "image.png", self.folder / "map.png"
+            Image.fromarray(example.image[: 60 + example.image_id]).save(image)
+            ids = example.segment_map[: 60 + example.image_id]
+            Image.fromarray(np.stack([ids, ids, ids * 0], -1)).save(png)
+            objects = [
+                {
+                    "id": k * 257,
+                    "area": int(example.areas[k - 1]),
+                    "bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0),
+                    "label": int(example.labels[k - 1]) * 10,
+                    "is_crowd": k == 1,
+                }
+                for k in range(1, len(example.labels) + 1)
+            ]
+            yield (
+                example.file_name,
+                {
+                    "image": str(image),
+                    "image/filename": example.file_name,
+                    "image/id": example.image_id + 1000,
+                    "panoptic_image": str(png),
+                    "panoptic_image/filename": "map.png",
+                    "panoptic_objects": objects,
+                },
+            )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    Coco.folder = tmp_path_factory.mktemp("files")
+    Coco(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_reads_what_was_written(prepared):
+    source = TfdsPanoptic(split="train", data_dir=prepared)
+    assert len(source) == 3 and source.categories == CATEGORIES
+    drawn = {example.file_name: example for example in Shapes("train", 3, image_size=64)}
+    for index, example in enumerate(source):
+        expected = drawn.pop(example.file_name)
+        rows = 60 + expected.image_id
+        assert source.sizes[index].tolist() == [rows, 64]
+        assert (example.image_id, example.orig_size) == (1000 + expected.image_id, (rows, 64))
+        np.testing.assert_array_equal(example.image, expected.image[:rows])
+        # A segment below the last row has no pixel, and is left out.
+        boxes, present = find_boxes(expected.segment_map[:rows], len(expected.labels))
+        np.testing.assert_array_equal(example.boxes, boxes[present])
+        ids = [CATEGORIES[label * 10].id for label in expected.labels[present]]
+        assert example.labels.tolist() == ids and example.labels.dtype == np.int32
+        np.testing.assert_array_equal(example.areas, expected.areas[present])
+        assert example.iscrowd.sum() == 1
+    assert not drawn
+
+
+def test_splits_and_parts_of_them(prepared):
+    assert len(TfdsPanoptic(split="validation", data_dir=prepared)) == 2
+    assert len(TfdsPanoptic(split="train[:2]", data_dir=prepared)) == 2
+    with pytest.raises(ValueError, match="no split 'val'. Splits: train, validation"):
+        TfdsPanoptic(split="val", data_dir=prepared)
+
+
+def test_sizes_are_stored_once(prepared):
+    expected = TfdsPanoptic(split="train", data_dir=prepared).sizes
+    write_sizes(data_dir=prepared)
+    (path,) = prepared.rglob("detr_jax_sizes-train.npy")
+    np.testing.assert_array_equal(np.load(path), expected)
+    np.testing.assert_array_equal(TfdsPanoptic(split="train", data_dir=prepared).sizes, expected)
+
+
+def test_what_is_not_prepared_says_how_to_prepare_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="python -m detr_jax.data.tfds --data_dir="):
+        TfdsPanoptic(data_dir=tmp_path)
+
+
+def test_other_classes_are_refused(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(Coco, "names", tuple(str(k) for k in range(133)))
+    Coco(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    with pytest.raises(ValueError, match="its classes are not COCO panoptic's 133"):
+        TfdsPanoptic(data_dir=tmp_path)
+
+
+def test_other_formats_are_refused(prepared, tmp_path):
+    (source,) = prepared.glob("coco/2017_panoptic/1.1.0")
+    folder = tmp_path / "coco" / "2017_panoptic" / "1.1.0"
+    folder.mkdir(parents=True)
+    for path in source.glob("*.*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    info = json.loads((folder / "dataset_info.json").read_text()) | {"fileFormat": "tfrecord"}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="tfrecord files, which have no random access"):
+        TfdsPanoptic(data_dir=tmp_path)
+
+
+def test_reading_needs_no_tensorflow(prepared):
+    program = (
+        "import sys\n"
+        "from detr_jax.data.tfds import TfdsPanoptic\n"
+        f"source = TfdsPanoptic(split='train', data_dir={str(prepared)!r})\n"
+        "print(len(source), source.sizes.shape, source[0].image.shape[2], 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "3 (3, 2) 3 False\n", done.stderr
+
+
+def test_preparing_without_tensorflow_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install 'detr_jax.tfds.'"):
+        prepare()

@@ -1,0 +1,183 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from detr_jax.data.coco import CocoPanoptic
+from detr_jax.data.segments import find_boxes
+from detr_jax.data.shapes import Shapes
+from detr_jax.data.transforms import (
+    EvalTransform,
+    Plan,
+    TrainTransform,
+    apply,
+    greatest_sizes,
+    plan_eval,
+    plan_train,
+    resize_image,
+    resize_map,
+    resized_size,
+)
+
+SMALL = TrainTransform(scales=(60, 90, 140), max_size=170, crop_scales=(80, 100), crop_range=(40, 90))
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Not square, and with void."""
+    example = Shapes("train", 10)[9]
+    segment_map = np.where(example.segment_map == 1, np.uint8(0), example.segment_map)[:96]
+    image = example.image[:96]
+    boxes, present = find_boxes(segment_map, len(example.labels))
+    segment_map = np.concatenate([np.zeros(1), np.cumsum(present)]).astype(np.uint8)[segment_map]
+    return dataclasses.replace(
+        example,
+        image=image,
+        segment_map=segment_map,
+        labels=example.labels[present],
+        boxes=boxes[present],
+        areas=example.areas[present],
+        iscrowd=example.iscrowd[present],
+        orig_size=(96, 128),
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "max_size", "expected"),
+    [
+        ((427, 640), 800, 1333, (800, 1199)),
+        ((640, 427), 800, 1333, (1199, 800)),
+        ((360, 640), 252, None, (252, 448)),
+        ((427, 640), 256, None, (256, 383)),
+        ((360, 640), 800, 1333, (750, 1333)),
+        ((480, 640), 800, 1333, (800, 1066)),
+        ((800, 1000), 800, 1333, (800, 1000)),
+        ((100, 1000), 480, 1333, (133, 1330)),
+        ((300, 300), 480, 1333, (480, 480)),
+    ],
+)
+def test_sizes_are_the_original_ones(size, scale, max_size, expected):
+    assert resized_size(size, scale, max_size) == expected
+
+
+@pytest.mark.parametrize("name", ["forward_r50_small", "forward_r50_dc5_small", "forward_r101_small"])
+def test_resized_images_equal_the_reference(name, reference, coco_sample):
+    expected = np.load(reference / f"{name}.npz")
+    image_id = int(expected["image_id"][0])
+    example = next(e for e in CocoPanoptic(coco_sample, "val2017") if e.image_id == image_id)
+    height, width = expected["size"].tolist()
+    plan = plan_eval(example.orig_size, EvalTransform(scale=min(height, width), max_size=None))
+    assert plan.size == (height, width)
+    np.testing.assert_array_equal(apply(example, plan).image, expected["resized_uint8"])
+
+
+def test_maps_take_the_source_pixel_below():
+    segment_map = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    expected = segment_map[np.array([0, 0, 1, 1, 2])][:, [0, 1, 2]]
+    np.testing.assert_array_equal(resize_map(segment_map, (5, 3)), expected)
+
+
+def test_resizing_to_the_same_size_changes_nothing(example):
+    assert resize_image(example.image, (96, 128)) is example.image
+    assert resize_map(example.segment_map, (96, 128)) is example.segment_map
+
+
+def test_flipping_twice_changes_nothing(example):
+    plan = Plan((96, 128), flip=True)
+    once, twice = apply(example, plan), apply(apply(example, plan), plan)
+    assert not np.array_equal(once.image, example.image)
+    np.testing.assert_array_equal(twice.image, example.image)
+    np.testing.assert_array_equal(twice.segment_map, example.segment_map)
+    np.testing.assert_allclose(twice.boxes, example.boxes, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [TrainTransform(), SMALL, TrainTransform(scales=(), crop_probability=0.0)]
+)
+def test_the_planned_size_is_the_applied_size(example, settings):
+    plans = [plan_train((96, 128), np.random.default_rng(seed), settings) for seed in range(60)]
+    greatest = greatest_sizes(np.array([[96, 128]]), settings)
+    for plan in plans[:20]:
+        done = apply(example, plan)
+        assert done.image.shape == (*plan.size, 3) and done.segment_map.shape == plan.size
+    for height, width in (plan.size for plan in plans):
+        assert any(height <= size[0] and width <= size[1] for size in greatest)
+    if settings.scales:
+        assert len({plan.size for plan in plans}) > 10 and {plan.flip for plan in plans} == {True, False}
+
+
+def test_what_is_drawn_has_the_range_of_the_original():
+    plans = [plan_train((480, 640), np.random.default_rng(seed), TrainTransform()) for seed in range(3000)]
+    crops = [plan.crop for plan in plans if plan.crop]
+    assert 0.45 < len(crops) / len(plans) < 0.55
+    assert 0.45 < sum(plan.flip for plan in plans) / len(plans) < 0.55
+    assert {min(plan.crop_from) for plan in plans if plan.crop} == {400, 500, 600}
+    assert min(min(crop[2:]) for crop in crops) == 384 and max(max(crop[2:]) for crop in crops) == 600
+    # Everything but a limited long side gives a short side of one of the scales.
+    assert {min(plan.size) for plan in plans if max(plan.size) < 1300} == set(range(480, 801, 32))
+    for plan in plans:
+        if plan.crop:
+            top, left, height, width = plan.crop
+            assert top >= 0 and left >= 0
+            assert top + height <= plan.crop_from[0] and left + width <= plan.crop_from[1]
+
+
+def test_same_generator_same_plan():
+    plans = [plan_train((480, 640), np.random.default_rng([1, 2, 3]), TrainTransform()) for _ in range(2)]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(96, 128), (192, 256), (144, 200)])
+def test_boxes_move_with_their_segments(example, flip, size):
+    """To a pixel: a flipped box is one pixel off, because boxes end at the last pixel's near side."""
+    done = apply(example, Plan(size, flip=flip))
+    np.testing.assert_array_equal(done.labels, example.labels)
+    boxes, present = find_boxes(done.segment_map, len(done.labels))
+    assert present.all()
+    scale = max(size[0] / 96, size[1] / 128)
+    difference = np.abs(boxes - done.boxes) * [size[1], size[0], size[1], size[0]]
+    assert difference.max() <= 1 + scale
+
+
+def test_a_crop_keeps_segments_and_map_consistent(example):
+    for seed in range(30):
+        plan = plan_train(
+            (96, 128), np.random.default_rng(seed), dataclasses.replace(SMALL, crop_probability=1.0)
+        )
+        done = apply(example, plan)
+        assert done.segment_map.max() <= len(done.labels) == len(done.boxes) == len(done.areas)
+        low, high = done.boxes[:, :2] - done.boxes[:, 2:] / 2, done.boxes[:, :2] + done.boxes[:, 2:] / 2
+        assert (low >= -1e-6).all() and (high <= 1 + 1e-6).all() and (done.boxes[:, 2:] > 0).all()
+        boxes, present = find_boxes(done.segment_map, len(done.labels))
+        pixels = np.abs(boxes - done.boxes)[present] * [
+            plan.size[1],
+            plan.size[0],
+            plan.size[1],
+            plan.size[0],
+        ]
+        inside = ((low > 0.05) & (high < 0.95)).all(1)[present]
+        assert not inside.any() or pixels[inside].max() < 5
+
+
+def test_a_crop_drops_what_lies_outside():
+    segment_map = np.zeros((20, 20), np.uint8)
+    segment_map[:, :8], segment_map[5:15, 12:], segment_map[0, 9] = 1, 2, 3
+    example = dataclasses.replace(
+        Shapes("train", 1)[0],
+        image=np.zeros((20, 20, 3), np.uint8),
+        segment_map=segment_map,
+        labels=np.array([5, 6, 7], np.int32),
+        boxes=find_boxes(segment_map, 3)[0],
+        areas=np.array([160, 80, 1]),
+        iscrowd=np.array([False, True, False]),
+    )
+    done = apply(example, Plan((20, 12), crop=(0, 8, 20, 12), crop_from=(20, 20)))
+    assert (done.labels.tolist(), done.areas.tolist(), done.iscrowd.tolist()) == ([6], [80], [True])
+    np.testing.assert_array_equal(done.segment_map, segment_map[:, 8:] == 2)
+    np.testing.assert_allclose(done.boxes, [[7.5 / 12, 9.5 / 20, 7 / 12, 9 / 20]], rtol=1e-5)
+
+
+def test_evaluation_can_leave_the_size_alone(example):
+    plan = plan_eval((96, 128), EvalTransform(scale=None))
+    assert apply(example, plan).image is example.image
