@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int32, Int64, Shaped
 from PIL import Image
 
 from detr_jax.data import categories, segments
@@ -23,8 +23,8 @@ class Annotations:
     """
 
     image_ids: Int64[np.ndarray, " images"]
-    image_files: tuple[str, ...]
-    panoptic_files: tuple[str, ...]
+    image_files: Shaped[np.ndarray, " images"]
+    panoptic_files: Shaped[np.ndarray, " images"]
     sizes: Int32[np.ndarray, "images 2"]
     offsets: Int64[np.ndarray, " offsets"]
     ids: Int64[np.ndarray, " segments"]
@@ -75,8 +75,8 @@ class CocoPanoptic:
         _check_layout(self._root, split, self._images, self._panoptic, path)
         self.categories, self.annotations = read_annotations(path)
         self.sizes = self.annotations.sizes
-        _check_files(self._images, self.annotations.image_files, path)
-        _check_files(self._panoptic, self.annotations.panoptic_files, path)
+        _check_files(self._images, self.annotations.image_files.tolist(), path)
+        _check_files(self._panoptic, self.annotations.panoptic_files.tolist(), path)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -103,7 +103,7 @@ class CocoPanoptic:
                 areas=found.areas[chosen],
                 iscrowd=found.iscrowd[chosen],
                 image_id=int(found.image_ids[index]),
-                file_name=found.image_files[index],
+                file_name=str(found.image_files[index]),
             )
         except ValueError as error:
             raise ValueError(f"Cannot use {panoptic_path}: {error}.") from error
@@ -197,8 +197,9 @@ def _compact(images: Sequence[dict[str, Any]], annotations: Sequence[dict[str, A
     sizes = np.array([(entry["height"], entry["width"]) for entry in images], np.int32)
     return Annotations(
         image_ids=np.array([entry["id"] for entry in images], np.int64),
-        image_files=tuple(entry["file_name"] for entry in images),
-        panoptic_files=tuple(entry["file_name"] for entry in annotations),
+        # Strings of their own, scattered over memory, would hold on to what the JSON took: some 600 MB.
+        image_files=np.array([entry["file_name"] for entry in images], str),
+        panoptic_files=np.array([entry["file_name"] for entry in annotations], str),
         sizes=sizes.reshape(-1, 2),
         offsets=np.cumsum([0, *counts]),
         ids=np.array([segment["id"] for segment in segment_list], np.int64),

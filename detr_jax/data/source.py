@@ -1,7 +1,7 @@
 """What every data source returns."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32, UInt8
@@ -43,6 +43,7 @@ class Example:
     file_name: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """A data set with random access. Reading an example depends on its index alone.
 

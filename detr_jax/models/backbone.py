@@ -5,6 +5,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from detr_jax.models import initializers
@@ -59,7 +60,7 @@ class ConvNorm(nn.Module):
     stride: int = 1
     dilation: int = 1
     norm: Norm = "frozen_batch"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -93,7 +94,7 @@ class Block(nn.Module):
     stride: int
     dilation: int
     norm: Norm
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -134,7 +135,7 @@ class Backbone(nn.Module):
     width: int = 64
     norm: Norm = "frozen_batch"
     dilation: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

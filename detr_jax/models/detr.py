@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from detr_jax.models import initializers
@@ -45,7 +46,7 @@ def normalize(
 class BoxHead(nn.Module):
     """Three linear layers with ReLU between them, and a sigmoid (original: MLP of models/detr.py)."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch features"]) -> Float[Array, "*batch 4"]:
@@ -91,7 +92,7 @@ class Detr(nn.Module):
     num_decoder_layers: int = 6
     feedforward_dim: int = 2048
     dropout: float = 0.1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def stride(self) -> int:

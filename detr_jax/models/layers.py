@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from detr_jax.models import initializers
@@ -66,7 +67,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int = 1
     kernel_init: nn.initializers.Initializer = initializers.kaiming_uniform
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from detr_jax.models import initializers
@@ -12,7 +13,7 @@ Queries = Float[Array, "batch queries features"]
 PaddingMask = Bool[Array, "batch tokens"]
 
 
-def _dense(features: int, dtype: jnp.dtype, name: str, init=initializers.xavier_uniform) -> nn.Dense:
+def _dense(features: int, dtype: DTypeLike, name: str, init=initializers.xavier_uniform) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
 
 
@@ -27,7 +28,7 @@ class MultiHeadAttention(nn.Module):
 
     num_heads: int
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -68,7 +69,7 @@ class _Layer(nn.Module):
     num_heads: int
     feedforward_dim: int
     dropout: float = 0.1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def add_and_norm(self, x: Tokens, update: Tokens, name: str, deterministic: bool) -> Tokens:
         """Layer norm of the residual sum."""
@@ -145,7 +146,7 @@ class Transformer(nn.Module):
     num_decoder_layers: int = 6
     feedforward_dim: int = 2048
     dropout: float = 0.1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

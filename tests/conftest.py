@@ -1,0 +1,59 @@
+"""What several tests need: a tiny model, and folders that only some machines have."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))  # configs/, which are not part of the package
+
+from detr_jax.models.detr import Detr, init_params  # noqa: E402
+
+TINY = {
+    "num_classes": 14,
+    "num_queries": 12,
+    "resnet_depth": 18,
+    "resnet_width": 8,
+    "norm": "group",
+    "hidden_dim": 128,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "feedforward_dim": 32,
+    "dropout": 0.0,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Detr:
+    return Detr(**TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_model):
+    return jax.device_get(init_params(tiny_model, jax.random.key(0)))
+
+
+def _folder(variable: str, what: str) -> Path:
+    if variable not in os.environ:
+        pytest.skip(f"{variable} does not name {what}")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture
+def reference_folder() -> Path:
+    return _folder("DETR_JAX_REFERENCE", "the folder of reference outputs on real images")
+
+
+@pytest.fixture
+def coco_sample() -> Path:
+    return _folder("DETR_JAX_COCO_SAMPLE", "a folder with two COCO images and their panoptic annotations")
+
+
+@pytest.fixture(scope="session")
+def pictures() -> np.ndarray:
+    """Two noisy pictures, uint8 (2, 45, 60, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (2, 45, 60, 3), np.uint8)
