@@ -34,7 +34,7 @@ def tiny_model() -> Detr:
 
 @pytest.fixture(scope="session")
 def tiny_params(tiny_model):
-    return jax.device_get(init_params(tiny_model, jax.random.key(0)))
+    return init_params(tiny_model, jax.random.key(0))
 
 
 def _folder(variable: str, what: str) -> Path:

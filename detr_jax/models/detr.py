@@ -102,7 +102,7 @@ class Detr(nn.Module):
     def setup(self) -> None:
         """Makes the parts; their names are those of the parameters."""
         self.backbone = Backbone(self.resnet_depth, self.resnet_width, self.norm, self.dilation, self.dtype)
-        self.input_projection = Conv(self.hidden_dim, dtype=self.dtype)
+        self.input_projection = Conv(self.hidden_dim, kernel_init=initializers.linear, dtype=self.dtype)
         if self.position == "learned":
             self.learned_position = LearnedEncoding(self.hidden_dim)
         self.transformer = Transformer(
@@ -206,4 +206,10 @@ def init_params(model: Detr, key: Array, masks: bool = True) -> dict[str, Any]:
 
     images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
     size = jnp.full((1, 2), 64, jnp.int32)
-    return jax.jit(lambda key: model.init(key, images, size, method=everything)["params"])(key)
+    # Unoptimized, since compiling takes far longer than drawing a few numbers once.
+    options = {"xla_backend_optimization_level": 0}
+
+    def draw(key: Array) -> Any:
+        return model.init(key, images, size, method=everything)["params"]
+
+    return jax.jit(draw, compiler_options=options)(key)

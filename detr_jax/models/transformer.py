@@ -1,5 +1,7 @@
 """Masked multi-head attention, and the encoder and decoder made of it (original: models/transformer.py)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,10 @@ Queries = Float[Array, "batch queries features"]
 PaddingMask = Bool[Array, "batch tokens"]
 
 
-def _dense(features: int, dtype: DTypeLike, name: str, init=initializers.xavier_uniform) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+def _dense(
+    features: int, dtype: DTypeLike, name: str, init=initializers.xavier_uniform, **options
+) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name, **options)
 
 
 class MultiHeadAttention(nn.Module):
@@ -24,11 +28,13 @@ class MultiHeadAttention(nn.Module):
       num_heads: number of heads; must divide the features.
       dropout: rate on the attention weights.
       dtype: of the products; the softmax is float32.
+      bias_init: of the output's bias.
     """
 
     num_heads: int
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(
@@ -53,7 +59,7 @@ class MultiHeadAttention(nn.Module):
             scores = jnp.where(padding_mask[:, None, None], -jnp.inf, scores)
         weights = nn.Dropout(self.dropout)(jax.nn.softmax(scores), deterministic=deterministic)
         attended = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(self.dtype), value)
-        return _dense(features, self.dtype, "out")(attended.reshape(queries.shape))
+        return _dense(features, self.dtype, "out", bias_init=self.bias_init)(attended.reshape(queries.shape))
 
 
 class _Layer(nn.Module):
@@ -82,9 +88,9 @@ class _Layer(nn.Module):
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
         return _dense(x.shape[-1], self.dtype, "linear2")(hidden)
 
-    def attention(self, name: str) -> MultiHeadAttention:
+    def attention(self, name: str, **options: Any) -> MultiHeadAttention:
         """An attention of this layer."""
-        return MultiHeadAttention(self.num_heads, self.dropout, self.dtype, name=name)
+        return MultiHeadAttention(self.num_heads, self.dropout, self.dtype, name=name, **options)
 
 
 class EncoderLayer(_Layer):
@@ -106,7 +112,14 @@ class EncoderLayer(_Layer):
 
 
 class DecoderLayer(_Layer):
-    """Self-attention of the queries, attention to the memory, feed-forward."""
+    """Self-attention of the queries, attention to the memory, feed-forward.
+
+    Attributes:
+      is_first: whether the content coming in is zero. The norm behind the self-attention then sees nothing
+        but a bias, and would multiply its gradient by hundreds if that started at zero, too.
+    """
+
+    is_first: bool = False
 
     @nn.compact
     def __call__(
@@ -120,7 +133,9 @@ class DecoderLayer(_Layer):
     ) -> Float[Array, "batch queries features"]:
         """Query positions are added to queries and keys of the self-attention and to cross queries."""
         placed = content + query_position
-        update = self.attention("self_attention")(placed, placed, content, None, deterministic)
+        bias_init = initializers.embedding if self.is_first else nn.initializers.zeros
+        attention = self.attention("self_attention", bias_init=bias_init)
+        update = attention(placed, placed, content, None, deterministic)
         content = self.add_and_norm(content, update, "norm1", deterministic)
         update = self.attention("cross_attention")(
             content + query_position, memory + position, memory, padding_mask, deterministic
@@ -168,7 +183,7 @@ class Transformer(nn.Module):
         norm = nn.LayerNorm(epsilon=1e-5, name="decoder_norm")
         outputs = []
         for index in range(self.num_decoder_layers):
-            decoder = DecoderLayer(*options, name=f"decoder_{index}")
+            decoder = DecoderLayer(*options, is_first=index == 0, name=f"decoder_{index}")
             content = decoder(content, query_position, memory, position, padding_mask, deterministic)
             outputs.append(norm(content.astype(jnp.float32)).astype(self.dtype))
         return jnp.stack(outputs), memory

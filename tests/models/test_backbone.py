@@ -8,8 +8,8 @@ from detr_jax.models.backbone import Backbone, FrozenBatchNorm
 
 def run(module, images, sizes, seed=0):
     images, sizes = jnp.asarray(images, jnp.float32), jnp.asarray(sizes, jnp.int32)
-    params = module.init(jax.random.key(seed), images, sizes)
-    return module.apply(params, images, sizes), params
+    params = jax.jit(module.init)(jax.random.key(seed), images, sizes)
+    return jax.jit(module.apply)(params, images, sizes), params
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_padding_changes_nothing(norm, depth, dilation):
     alone, params = run(module, image[None], [[45, 70]])
     padded = np.zeros((2, 96, 100, 3), np.float32)
     padded[1, :45, :70] = image
-    together = module.apply(params, jnp.asarray(padded), jnp.array([[96, 100], [45, 70]]))
+    together = jax.jit(module.apply)(params, jnp.asarray(padded), jnp.array([[96, 100], [45, 70]]))
     for single, both in zip(alone, together, strict=True):
         valid = both[1:, : single.shape[1], : single.shape[2]]
         np.testing.assert_allclose(valid, single, rtol=1e-4, atol=1e-4)
@@ -42,7 +42,9 @@ def test_padding_changes_nothing(norm, depth, dilation):
 
 def test_frozen_batch_norm_is_batch_norm_in_evaluation():
     rng = np.random.default_rng(0)
-    params = {name: jnp.asarray(rng.uniform(0.5, 2.0, 4), jnp.float32) for name in ("scale", "bias", "mean", "var")}
+    params = {
+        name: jnp.asarray(rng.uniform(0.5, 2.0, 4), jnp.float32) for name in ("scale", "bias", "mean", "var")
+    }
     factor, shift = FrozenBatchNorm(4).apply({"params": params})
     x = rng.standard_normal((5, 4)).astype(np.float32)
     expected = (x - params["mean"]) / np.sqrt(params["var"] + 1e-5) * params["scale"] + params["bias"]

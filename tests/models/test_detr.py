@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import make
@@ -50,17 +52,17 @@ def test_padding_and_batching_change_nothing(position, pictures):
     model = Detr(**TINY, position=position)
     params = init_params(model, jax.random.key(0))
 
-    def run(images, sizes):
-        images, size = jnp.asarray(images), jnp.asarray(sizes, jnp.int32)
+    @jax.jit
+    def run(images, size):
         outputs = detr.detect(model, params, images, size)
         masks = detr.segment(model, params, outputs.features, size, all_pairs(len(images), 3))
         return outputs.logits[-1], outputs.boxes[-1], masks.reshape(len(images), 3, *masks.shape[1:])
 
     image = pictures[0, :41, :53]
-    alone = run(image[None], [[41, 53]])
+    alone = run(image[None], np.array([[41, 53]]))
     canvas = np.full((2, 80, 72, 3), 255, np.uint8)  # what is in the padding is not read
     canvas[0, :45, :60], canvas[1, :41, :53] = pictures[1], image
-    together = run(canvas, [[45, 60], [41, 53]])
+    together = run(canvas, np.array([[45, 60], [41, 53]]))
     for single, both in zip(alone[:2], together[:2], strict=True):
         np.testing.assert_allclose(both[1], single[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(together[2][1, :, :11, :14], alone[2][0], rtol=1e-4, atol=1e-4)
@@ -68,8 +70,10 @@ def test_padding_and_batching_change_nothing(position, pictures):
 
 def test_bfloat16_stays_near_float32(tiny_model, tiny_params, pictures):
     size = jnp.array([[45, 60]] * 2)
-    exact = detr.detect(tiny_model, tiny_params, jnp.asarray(pictures), size)
-    half = detr.detect(tiny_model.clone(dtype=jnp.bfloat16), tiny_params, jnp.asarray(pictures), size)
+    exact, half = (
+        jax.jit(functools.partial(detr.detect, model))(tiny_params, pictures, size)
+        for model in (tiny_model, tiny_model.clone(dtype=jnp.bfloat16))
+    )
     assert half.features.memory.dtype == jnp.bfloat16
     assert half.logits.dtype == half.boxes.dtype == jnp.float32
     np.testing.assert_allclose(half.boxes, exact.boxes, atol=0.05)

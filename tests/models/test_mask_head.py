@@ -1,3 +1,6 @@
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,12 +18,13 @@ def test_upsampling_is_pytorchs_nearest(small, large):
 
 def test_any_list_of_pairs_gives_the_same_masks(tiny_model, tiny_params, pictures):
     size = jnp.array([[45, 60], [40, 33]])
-    outputs = detr.detect(tiny_model, tiny_params, jnp.asarray(pictures), size)
+    outputs = jax.jit(functools.partial(detr.detect, tiny_model))(tiny_params, pictures, size)
+    segment = jax.jit(functools.partial(detr.segment, tiny_model))
     image, query = np.mgrid[0:2, 0 : tiny_model.num_queries].reshape(2, -1)
     every = jnp.asarray(np.stack([image, query], 1), jnp.int32)
-    masks = detr.segment(tiny_model, tiny_params, outputs.features, size, every)
+    masks = segment(tiny_params, outputs.features, size, every)
     assert masks.shape == (2 * tiny_model.num_queries, 12, 15)
     chosen = np.array([19, 2, 2, 7])
-    few = detr.segment(tiny_model, tiny_params, outputs.features, size, every[chosen])
+    few = segment(tiny_params, outputs.features, size, every[chosen])
     np.testing.assert_allclose(few, masks[chosen], atol=1e-5)
     assert np.abs(np.asarray(masks[0] - masks[1])).max() > 1e-3

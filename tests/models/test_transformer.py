@@ -38,11 +38,14 @@ def test_padded_tokens_change_nothing():
     tokens, position = (rng.standard_normal((1, 6, 32)).astype(np.float32) for _ in range(2))
     query = jnp.asarray(rng.standard_normal((3, 32)), jnp.float32)
     mask = jnp.zeros((1, 6), bool)
-    params = module.init(jax.random.key(0), jnp.asarray(tokens), jnp.asarray(position), mask, query)
-    alone, memory = module.apply(params, jnp.asarray(tokens), jnp.asarray(position), mask, query)
+    apply = jax.jit(module.apply)
+    params = jax.jit(module.init)(jax.random.key(0), jnp.asarray(tokens), jnp.asarray(position), mask, query)
+    alone, memory = apply(params, jnp.asarray(tokens), jnp.asarray(position), mask, query)
     assert alone.shape == (2, 1, 3, 32)
-    more = [np.concatenate([x, rng.standard_normal((1, 4, 32))], 1).astype(np.float32) for x in (tokens, position)]
-    padded, padded_memory = module.apply(params, *map(jnp.asarray, more), jnp.arange(10)[None] >= 6, query)
+    more = [
+        np.concatenate([x, rng.standard_normal((1, 4, 32))], 1).astype(np.float32) for x in (tokens, position)
+    ]
+    padded, padded_memory = apply(params, *map(jnp.asarray, more), jnp.arange(10)[None] >= 6, query)
     np.testing.assert_allclose(padded, alone, atol=1e-5)
     np.testing.assert_allclose(padded_memory[:, :6], memory, atol=1e-5)
 
@@ -52,6 +55,9 @@ def test_dropout_draws_from_its_key():
     tokens = jnp.ones((1, 6, 32)) * jnp.arange(32)
     arguments = (tokens, tokens, jnp.zeros((1, 6), bool), jnp.ones((3, 32)))
     params = module.init(jax.random.key(0), *arguments)
-    draws = [module.apply(params, *arguments, False, rngs={"dropout": jax.random.key(seed)})[0] for seed in (1, 1, 2)]
+    draws = [
+        module.apply(params, *arguments, False, rngs={"dropout": jax.random.key(seed)})[0]
+        for seed in (1, 1, 2)
+    ]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert np.abs(draws[0] - draws[2]).max() > 0.01

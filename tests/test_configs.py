@@ -1,0 +1,35 @@
+import importlib
+
+import pytest
+
+from detr_jax.config import apply_variants, default_config
+from detr_jax.models.detr import build_model
+
+
+@pytest.mark.parametrize(
+    ("name", "variants", "expected"),
+    [
+        ("shapes", "", (18, False, "joint")),
+        ("boxes", "", (50, False, "boxes")),
+        ("panoptic", "resnet101,dc5", (101, True, "masks")),
+        ("joint", "dc5", (50, True, "joint")),
+    ],
+)
+def test_every_experiment_builds_its_model(name, variants, expected):
+    config = importlib.import_module(f"configs.{name}").get_config(variants)
+    model = build_model(config.model)
+    assert (model.resnet_depth, model.dilation, config.stage) == expected
+
+
+def test_panoptic_is_table_1():
+    config = importlib.import_module("configs.panoptic").get_config()
+    loss, model = config.loss, config.model
+    assert (loss.cls, loss.seg, loss.box, loss.dice, loss.focal, loss.iou, loss.l1) == (1, 1, 5, 1, 1, 2, 1)
+    assert (model.num_encoder_layers, model.num_decoder_layers, model.num_queries) == (6, 6, 100)
+    assert (model.num_heads, model.hidden_dim, model.feedforward_dim, model.dropout) == (8, 256, 2048, 0.1)
+    assert (config.epochs, config.optim.learning_rate) == (100, 1e-4)
+
+
+def test_unknown_variant_is_named():
+    with pytest.raises(ValueError, match="no config variant 'dc6': there are dc5"):
+        apply_variants(default_config(), "dc6", {"dc5": lambda config: None})

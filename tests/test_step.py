@@ -1,0 +1,249 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import make
+import numpy as np
+import pytest
+from conftest import TINY
+
+from detr_jax import parallel, weights
+from detr_jax.config import default_config
+from detr_jax.models.detr import Detr, build_model, init_params
+from detr_jax.optim import make_optimizer
+from detr_jax.step import TrainStep, match
+
+
+def make_batch(parts, shape, max_targets):
+    """A batch of (image, (segment_map, labels, boxes)) parts."""
+    count = len(parts)
+    batch = {
+        "image": np.zeros((count, *shape, 3), np.uint8),
+        "size": np.array([part[0].shape[:2] for part in parts], np.int32),
+        "segment_map": np.zeros((count, *shape), np.uint8),
+        "labels": np.full((count, max_targets), -1, np.int32),
+        "boxes": np.zeros((count, max_targets, 4), np.float32),
+    }
+    for row, (image, (segment_map, labels, boxes)) in enumerate(parts):
+        height, width = segment_map.shape
+        batch["image"][row, :height, :width] = image
+        batch["segment_map"][row, :height, :width] = segment_map
+        batch["labels"][row, : len(labels)] = labels
+        batch["boxes"][row, : len(labels)] = boxes
+    return batch
+
+
+def tiny_batch(count):
+    """Images of two sizes with a different number of targets each."""
+    parts = []
+    for index in range(count):
+        shape = (48, 64) if index % 2 else (40, 52)
+        segment_map, labels, boxes = make.targets(*shape, 1 + index, index)
+        parts.append((make.image(*shape, index), (segment_map, labels % 14, boxes)))
+    return make_batch(parts, (48, 64), 8)
+
+
+def tiny_config(stage="joint", **model):
+    config = default_config()
+    config.stage = stage
+    config.model.update({**TINY, **model})
+    config.pair_lengths = (4, 8)
+    config.optim.learning_rate = config.optim.learning_rate_backbone = 1e-3
+    return config
+
+
+def tiny_step(config):
+    model = build_model(config.model)
+    step = TrainStep(model, config, make_optimizer(config.optim, 10))
+    return step, step.init(init_params(model, jax.random.key(0), config.model.masks))
+
+
+def first(metrics):
+    return {name: float(value[0]) for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [("made_train_one", [(157, 211, 6, 5)]), ("made_train_two", [(160, 192, 3, 8), (160, 192, 9, 9)])],
+)
+def test_equals_the_original(name, images):
+    reference = np.load(make.DATA / f"{name}.npz")
+    parts = [
+        (make.image(height, width, seed), make.targets(height, width, count, seed))
+        for height, width, count, seed in images
+    ]
+    check_reference(reference, make_batch(parts, images[0][:2], 10))
+
+
+@pytest.mark.parametrize("name", ["train_r50_one", "train_r50_two"])
+def test_equals_the_original_on_real_images(name, reference_folder, coco_sample):
+    from detr_jax.data.coco import CocoPanoptic
+    from detr_jax.data.transforms import Plan, apply, resized_size
+
+    reference = np.load(reference_folder / f"{name}.npz")
+    source = CocoPanoptic(coco_sample, "val2017")
+    example = next(one for one in source if one.image_id == reference["image_id"][0])
+    size = tuple(reference["size"].tolist())
+    assert resized_size(example.orig_size, min(size)) == size
+    plain, mirrored = (apply(example, Plan(size, flip)) for flip in (False, True))
+    parts = [(plain.image, (plain.segment_map, plain.labels, plain.boxes))]
+    if reference["copies"] == 2:  # the mirrored image, with every second target
+        segment_map = np.where(mirrored.segment_map % 2 == 1, (mirrored.segment_map + 1) // 2, 0)
+        parts.append((mirrored.image, (segment_map, mirrored.labels[::2], mirrored.boxes[::2])))
+    check_reference(reference, make_batch(parts, size, 40))
+
+
+def check_reference(reference, batch):
+    """Losses, matches, gradient norm and the parameters after one step, as the original's."""
+    state_dict = make.state_dict(50)
+    model = Detr(**weights.infer_model(state_dict), dropout=0.0)
+    config = default_config()
+    config.optim.schedule = "constant"
+    step = TrainStep(model, config, make_optimizer(config.optim, 10))
+    params = weights.from_state_dict(state_dict, model)
+    state = step.init(params)
+
+    on_device = parallel.shard({name: batch[name] for name in ("image", "size", "labels", "boxes")})
+    _, costs, _ = step._forward(state, on_device)
+    assignment = match(np.asarray(costs), batch["labels"][None])[0]
+    for layer, images in enumerate(json.loads(str(reference["matches"]))):
+        for image, (queries, targets) in enumerate(images):
+            np.testing.assert_array_equal(assignment[layer, image, targets], queries)
+
+    state, metrics = step(state, batch)
+    metrics = first(metrics)
+    for name, value in zip(reference["loss_names"].tolist(), reference["loss_values"], strict=True):
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(metrics["loss"], reference["total"], rtol=1e-4)
+    np.testing.assert_allclose(metrics["gradient_norm"], reference["global_grad_norm"], rtol=0.01)
+
+    after = weights.to_state_dict(parallel.unreplicate(state.params))
+    changed = {name for name, array in after.items() if not np.array_equal(array, state_dict[name])}
+    assert changed == set(reference["grad_names"].tolist())
+    for name, gradient, norm, expected in zip(
+        reference["grad_names"].tolist(),
+        reference["grad_first16"],
+        reference["grad_norms"],
+        reference["delta_first16"],
+        strict=True,
+    ):
+        change = (after[name] - state_dict[name]).ravel()[:16]
+        # Adam's first step is the gradient's sign: entries that are rounding noise have none.
+        size = state_dict[name].size
+        clear = np.abs(gradient[: len(change)]) > 0.1 * norm / size**0.5
+        np.testing.assert_allclose(change[clear], expected[: len(change)][clear], atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed"),
+    [
+        ("masks", {"mask_head"}),
+        (
+            "boxes",
+            {"backbone", "input_projection", "transformer", "query_embedding", "class_head", "box_head"},
+        ),
+    ],
+)
+def test_stages_change_their_parts_only(stage, changed):
+    step, state = tiny_step(tiny_config(stage))
+    before = parallel.unreplicate(state.params)
+    state, metrics = step(state, tiny_batch(2))
+    after = parallel.unreplicate(state.params)
+    differs = {
+        name
+        for name in after
+        if not all(map(np.array_equal, jax.tree.leaves(before[name]), jax.tree.leaves(after[name])))
+    }
+    assert differs == changed
+    assert ("loss_mask" in metrics) == (stage == "masks")
+    assert int(state.step[0]) == 1
+
+
+def test_a_batch_is_learned():
+    step, state = tiny_step(tiny_config())
+    batch = tiny_batch(2)
+    losses = []
+    for _ in range(12):
+        state, metrics = step(state, batch)
+        losses.append(first(metrics)["loss"])
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_matching_on_the_device_gives_the_same_step():
+    config = tiny_config()
+    results = []
+    for config.matching.method in ("scipy", "optax"):
+        step, state = tiny_step(config)
+        results.append(first(step(state, tiny_batch(2))[1]))
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_auxiliary_losses_can_be_off():
+    config = tiny_config()
+    config.loss.auxiliary = False
+    step, state = tiny_step(config)
+    metrics = first(step(state, tiny_batch(2))[1])
+    assert "loss_ce" in metrics
+    assert "loss_ce_0" not in metrics
+
+
+def test_dropout_is_drawn_anew_each_step_and_the_same_each_run():
+    config = tiny_config(dropout=0.3)
+    config.optim.learning_rate = config.optim.learning_rate_backbone = 1e-12  # parameters stay
+    losses = []
+    for _ in range(2):
+        step, state = tiny_step(config)
+        for _ in range(2):
+            state, metrics = step(state, tiny_batch(2))
+            losses.append(first(metrics)["loss"])
+    assert losses[:2] == losses[2:]
+    assert losses[0] != losses[1]
+
+
+def test_wrong_matching_method_is_named():
+    config = tiny_config()
+    config.matching.method = "greedy"
+    with pytest.raises(ValueError, match="matching.method is 'greedy': must be scipy"):
+        tiny_step(config)
+
+
+DEVICES = """
+import sys, numpy as np
+sys.path[:0] = {paths!r}
+from test_step import first, parallel, tiny_batch, tiny_config, tiny_step
+import jax
+assert jax.local_device_count() == {count}
+step, state = tiny_step(tiny_config())
+for _ in range(2):
+    state, metrics = step(state, tiny_batch(4))
+leaves = jax.tree_util.tree_leaves_with_path(parallel.unreplicate(state.params))
+names = {{jax.tree_util.keystr(path): leaf for path, leaf in leaves}}
+np.savez(sys.argv[1], **names, **{{"metric " + name: value for name, value in first(metrics).items()}})
+if {count} == 4:
+    try:
+        step(state, tiny_batch(3))
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_four_devices_equal_one(tmp_path):
+    results = []
+    for count in (1, 4):
+        code = DEVICES.format(count=count, paths=[str(Path(__file__).parent)])
+        flags = f"--xla_force_host_platform_device_count={count}"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / f"{count}.npz")],
+            env={**__import__("os").environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        results.append(dict(np.load(tmp_path / f"{count}.npz")))
+    assert "3 images does not divide by 4 devices" in done.stdout
+    one, four = results
+    assert one.keys() == four.keys()
+    for name in one:
+        np.testing.assert_allclose(four[name], one[name], rtol=2e-4, atol=2e-5, err_msg=name)

@@ -1,0 +1,119 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_step import tiny_config
+
+from detr_jax import Predictor
+from detr_jax.checkpoint import load_params
+from detr_jax.train import evaluate, train
+
+
+@pytest.fixture
+def config():
+    config = tiny_config()
+    config.batch_size = 4
+    config.steps = 4
+    config.log_every_steps = 1
+    data = config.data
+    data.source, data.train_split, data.eval_split = "shapes", "train", "validation"
+    data.train_count, data.eval_count, data.threads = 16, 5, 1
+    data.train_shapes = data.eval_shapes = ((64, 64),)
+    data.image_size = 64
+    data.train_scales, data.eval_scale, data.max_size, data.crop_probability = (64,), 64, 64, 0.0
+    data.max_targets = 12
+    config.pair_lengths = (12,)
+    config.eval.batch_size, config.eval.pictures, config.eval.every_epochs = 2, 1, 10.0
+    config.checkpoint.every_steps = 2
+    return config
+
+
+def test_a_run_leaves_everything_behind(config, tmp_path, capsys):
+    result = train(config, tmp_path)
+    assert 0.0 <= result["All"]["pq"] <= 1.0
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == [2, 3, 4]
+    assert records[-1]["val_pq_all"] == result["All"]["pq"]
+    assert json.loads((tmp_path / "evaluation.json").read_text())["Things"] == result["Things"]
+    assert Image.open(tmp_path / "curves.png").size[0] > 300
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
+    assert list(tmp_path.glob("events.out.tfevents*"))
+    printed = capsys.readouterr().out
+    assert "step 3/4" in printed
+    assert "left" in printed
+    assert "Things" in printed
+    assert "disc" in printed
+
+    assert evaluate(config, tmp_path)["All"] == result["All"]
+    config.eval.backend = "panopticapi"
+    pytest.importorskip("panopticapi", reason="panopticapi is not installed")
+    if all(result[group]["n"] for group in ("Things", "Stuff")):
+        assert evaluate(config, tmp_path)["All"]["pq"] == pytest.approx(result["All"]["pq"], abs=1e-9)
+
+
+def test_a_second_run_resumes_exactly(config, tmp_path, capsys):
+    train(config, tmp_path / "whole")
+    config.steps = 2
+    config.optim.schedule = "constant"
+    train(config, tmp_path / "halves")
+    config.steps = 4
+    train(config, tmp_path / "halves")
+    assert "resuming at step 2 of 4" in capsys.readouterr().out
+    whole, halves = load_params(tmp_path / "whole"), load_params(tmp_path / "halves")
+    assert all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(halves)))
+
+
+def test_stage_2_starts_from_a_run_of_stage_1(config, tmp_path):
+    config.stage, config.model.masks, config.steps = "boxes", False, 1
+    result = train(config, tmp_path / "boxes")
+    assert "AP50" in result
+    boxes = load_params(tmp_path / "boxes")
+    assert "mask_head" not in boxes
+    config.stage, config.model.masks, config.init_from = "masks", True, str(tmp_path / "boxes")
+    train(config, tmp_path / "masks")
+    masks = load_params(tmp_path / "masks")
+    assert "mask_head" in masks
+    assert all(
+        map(np.array_equal, jax.tree.leaves(boxes["transformer"]), jax.tree.leaves(masks["transformer"]))
+    )
+
+    with pytest.raises(ValueError, match="boxes is of another model"):
+        config.model.num_queries = 5
+        train(config, tmp_path / "other")
+    with pytest.raises(ValueError, match="has no mask head"):
+        config.model.num_queries = 12
+        evaluate(config, tmp_path)
+
+    predictor = Predictor.from_pretrained(tmp_path / "masks", threshold=0.0)
+    segmentation = predictor(np.zeros((64, 80, 3), np.uint8))
+    assert segmentation.segment_map.shape == (64, 80)
+    assert [category.name for category in segmentation.categories][:2] == ["disc", "ring"]
+
+
+def test_another_model_in_the_workdir_is_named(config, tmp_path):
+    config.steps = 1
+    train(config, tmp_path)
+    config.model.feedforward_dim = 48
+    with pytest.raises(ValueError, match="holds a run of another model or stage"):
+        train(config, tmp_path)
+
+
+def test_impossible_runs_are_named(config, tmp_path):
+    config.model.num_classes = 5
+    with pytest.raises(ValueError, match="category id 13, but the model only has classes 0 to 4"):
+        train(config, tmp_path)
+    config.model.num_classes = 14
+    config.data.source = "coco"
+    with pytest.raises(ValueError, match="--config.data.root=FOLDER"):
+        train(config, tmp_path)
+    config.data.root = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(config, tmp_path)
+    with pytest.raises(ValueError, match="nowhere|No static|data.source"):
+        config.data.source = "imagenet"
+        train(config, tmp_path)
+    config.data.source = "shapes"
+    with pytest.raises(FileNotFoundError, match="no checkpoint under"):
+        evaluate(config, tmp_path / "empty")
