@@ -8,7 +8,7 @@ import jax
 from detr_jax import weights
 from detr_jax.checkpoint import load_params
 from detr_jax.data.source import Category
-from detr_jax.models.detr import Detr, init_params
+from detr_jax.models.detr import Detr, init_params, param_shapes
 
 
 def starting_params(config: Any, model: Detr) -> dict[str, Any]:
@@ -44,10 +44,7 @@ def read_params(source: str, model: Detr) -> dict[str, Any]:
     """
     if Path(source).is_dir():
         params = load_params(source)
-        expected = jax.eval_shape(
-            lambda key: init_params(model, key, "mask_head" in params), jax.random.key(0)
-        )
-        _check_same(source, params, expected)
+        _check_same(source, params, param_shapes(model, "mask_head" in params))
         return params
     state = weights.read_state_dict(source)
     classes = weights.infer_model(state)["num_classes"]

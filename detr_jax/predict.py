@@ -26,7 +26,7 @@ from detr_jax.models.detr import Detr, build_model
 from detr_jax.panoptic import PanopticSegmentation
 from detr_jax.reporting import Reporter
 
-ImageLike = str | Path | Image.Image | UInt8[np.ndarray, "height width 3"]
+ImageLike = str | Path | Image.Image | np.ndarray
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from detr_jax.models.backbone import RESNETS
-from detr_jax.models.detr import Detr, init_params
+from detr_jax.models.detr import Detr, param_shapes
 
 StateDict = dict[str, np.ndarray]
 
@@ -186,8 +185,8 @@ def backbone_from_state_dict(state: StateDict, model: Detr, file: str = "the che
 
 
 def _shapes(model: Detr, panoptic: bool) -> dict[str, tuple[int, ...]]:
-    params = jax.eval_shape(lambda key: init_params(model, key, masks=panoptic), jax.random.key(0))
-    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+    shapes = flatten_dict(param_shapes(model, panoptic), sep="/")
+    return {path: leaf.shape for path, leaf in shapes.items()}
 
 
 def _convert(

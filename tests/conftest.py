@@ -4,9 +4,12 @@ import os
 import sys
 from pathlib import Path
 
-import jax
-import numpy as np
-import pytest
+# Tests compile more than they compute; set before jax is imported.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))  # configs/, which are not part of the package

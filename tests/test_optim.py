@@ -5,7 +5,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from detr_jax.config import default_config
-from detr_jax.models.detr import init_params
+from detr_jax.models.detr import param_shapes
 from detr_jax.optim import make_optimizer, make_schedule, merge_params, split_params
 
 
@@ -20,7 +20,7 @@ def parts(params):
 @pytest.fixture(scope="module")
 def frozen_norm_params(tiny_model):
     model = tiny_model.clone(norm="frozen_batch")
-    return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+    return param_shapes(model)
 
 
 def test_stages_train_their_parts(frozen_norm_params):

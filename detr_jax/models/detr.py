@@ -1,5 +1,6 @@
 """The assembly: backbone, transformer, class and box heads, mask head (original: models/detr.py)."""
 
+import functools
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -198,7 +199,17 @@ def init_params(model: Detr, key: Array, masks: bool = True) -> dict[str, Any]:
       key: a random key.
       masks: whether the mask head is part of them.
     """
+    # Unoptimized, since compiling takes far longer than drawing a few numbers once.
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(functools.partial(_draw_params, model, masks), compiler_options=options)(key)
 
+
+def param_shapes(model: Detr, masks: bool = True) -> dict[str, Any]:
+    """Shapes and dtypes of what `init_params` returns, without computing it."""
+    return jax.eval_shape(functools.partial(_draw_params, model, masks), jax.random.key(0))
+
+
+def _draw_params(model: Detr, masks: bool, key: Array) -> dict[str, Any]:
     def everything(module: Detr, images: Array, size: Array) -> None:
         outputs = module(images, size)
         if masks:
@@ -206,10 +217,4 @@ def init_params(model: Detr, key: Array, masks: bool = True) -> dict[str, Any]:
 
     images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
     size = jnp.full((1, 2), 64, jnp.int32)
-    # Unoptimized, since compiling takes far longer than drawing a few numbers once.
-    options = {"xla_backend_optimization_level": 0}
-
-    def draw(key: Array) -> Any:
-        return model.init(key, images, size, method=everything)["params"]
-
-    return jax.jit(draw, compiler_options=options)(key)
+    return model.init(key, images, size, method=everything)["params"]
