@@ -37,5 +37,16 @@ def main(_: list[str]) -> None:
             predict(FLAGS.config, FLAGS.workdir, FLAGS.images)
 
 
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Parses the command line; a config field that does not exist is named."""
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except AttributeError as error:
+        changed = " ".join(argument for argument in arguments if argument.startswith("--config."))
+        sys.exit(
+            f"error: the config has no field {error}, see {changed}; detr_jax/config.py lists all fields"
+        )
+
+
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    app.run(main, flags_parser=parse_flags)

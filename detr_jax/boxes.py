@@ -10,12 +10,6 @@ def to_corners(boxes: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
     return jnp.concatenate([center - 0.5 * size, center + 0.5 * size], -1)
 
 
-def from_corners(corners: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
-    """(x0, y0, x1, y1) to (cx, cy, w, h)."""
-    low, high = corners[..., :2], corners[..., 2:]
-    return jnp.concatenate([0.5 * (low + high), high - low], -1)
-
-
 def area(corners: Float[Array, "*batch 4"]) -> Float[Array, "*batch"]:
     """Area of boxes given by their corners."""
     return (corners[..., 2] - corners[..., 0]) * (corners[..., 3] - corners[..., 1])

@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from detr_jax import parallel
-from detr_jax.step import TrainState
+from detr_jax.state import TrainState
 
 
 class Checkpoints:

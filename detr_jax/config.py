@@ -1,6 +1,9 @@
 """Every config field and its default. The experiments under `configs/` change some of them."""
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -89,8 +92,8 @@ def default_config() -> ConfigDict:
         (800, 800),
         (800, 1088),
         (1088, 800),
-        (832, 1216),
-        (1216, 832),
+        (800, 1216),
+        (1216, 800),
         (800, 1344),
         (1344, 800),
     )
@@ -118,6 +121,19 @@ def default_config() -> ConfigDict:
     checkpoint.keep = 2
 
     config.log_every_steps = 50
+    return config
+
+
+def read_config(path: str | Path) -> ConfigDict:
+    """The config that a run left in its workdir."""
+
+    def tuples(value: Any) -> Any:  # which JSON does not have
+        if isinstance(value, dict):
+            return {key: tuples(entry) for key, entry in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    config = default_config()
+    config.update(tuples(json.loads(Path(path).read_text())))
     return config
 
 

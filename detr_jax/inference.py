@@ -117,7 +117,8 @@ class Inference:
             surviving_queries(logits, self.threshold, self.categories) for logits in detections.logits
         ]
         if not any(len(one.queries) for one in survivors):
-            return self._assemble(survivors, None, size, orig_size), detections
+            nothing = np.zeros((0, 1, 1), np.float32)
+            return self._assemble(survivors, nothing, size, orig_size), detections
         mask_logits = self.masks(features, size, [one.queries for one in survivors])
         per_device = len(images) // len(mask_logits)
         segmentations = []
@@ -129,8 +130,6 @@ class Inference:
     def _assemble(
         self, survivors: list[Survivors], mask_logits: Any, size: Any, orig_size: Any
     ) -> list[PanopticSegmentation]:
-        if mask_logits is None:
-            mask_logits = np.zeros((0, 1, 1), np.float32)
         return panoptic_segmentations(
             survivors, mask_logits, size, orig_size, self.categories, self.merge_stuff
         )

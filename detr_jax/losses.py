@@ -37,7 +37,7 @@ class LossWeights:
     """
 
     cls: float = 1.0
-    count: float = 1.0
+    count: float = 0.0
     box: float = 1.0
     iou: float = 2.0
     l1: float = 5.0
@@ -175,11 +175,9 @@ def target_number(targets: Targets, mean: Callable[[Any], Any] = _same) -> Scala
 
 def total_loss(losses: dict[str, Array], weights: LossWeights) -> Scalar:
     """Eq. 4, with Eqs. 8 and 14 inside: class and box losses of all layers, mask losses of the last."""
-    total = jnp.zeros(())
-    if "loss_ce" in losses:
-        classification = losses["loss_ce"] + weights.count * losses["cardinality_error"]
-        box = weights.iou * losses["loss_giou"] + weights.l1 * losses["loss_bbox"]
-        total += (weights.cls * classification + weights.box * box).sum()
+    classification = losses["loss_ce"] + weights.count * losses["cardinality_error"]
+    box = weights.iou * losses["loss_giou"] + weights.l1 * losses["loss_bbox"]
+    total = (weights.cls * classification + weights.box * box).sum()
     if "loss_mask" in losses:
         segmentation = weights.dice * losses["loss_dice"] + weights.focal * losses["loss_mask"]
         total += weights.seg * segmentation

@@ -1,12 +1,13 @@
 """Data parallelism: every program of the project runs through here, one replica per local device."""
 
+import functools
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Float64
 
 AXIS = "batch"
 
@@ -36,7 +37,12 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
 
 def _put(tree: Any, devices: Sequence[jax.Device] | None) -> Any:
     """Arrays with a device axis, laid out as the results of every other program are."""
-    return parallel(lambda x: x, devices)(tree)
+    return _identity(None if devices is None else tuple(devices))(tree)
+
+
+@functools.cache
+def _identity(devices: tuple[jax.Device, ...] | None) -> Callable[[Any], Any]:
+    return parallel(lambda x: x, devices)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -56,7 +62,7 @@ def shard(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
         if len(x) % count:
             raise ValueError(
                 f"a batch of {len(x)} images does not divide by {count} devices: "
-                f"choose a batch_size that is a multiple of {count}"
+                f"choose batch sizes that are multiples of {jax.process_count() * count}"
             )
         return x.reshape(count, -1, *x.shape[1:])
 
@@ -70,9 +76,13 @@ def max_over_processes(value: int) -> int:
     return int(multihost_utils.process_allgather(np.array(value)).max())
 
 
-def sum_over_processes(counts: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
-    """Sum of an array over all processes, in float64, which devices do not add in."""
+def gather(value: Any) -> list[Any]:
+    """A Python object of every process, on every process."""
     if jax.process_count() == 1:
-        return counts
-    halves = multihost_utils.process_allgather(np.ascontiguousarray(counts).view(np.int32))
-    return np.asarray(halves).view(np.float64).sum(0)
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(data)))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import Image, ImageOps
 
 from detr_jax import parallel, weights
 from detr_jax.checkpoint import load_params
-from detr_jax.config import default_config
+from detr_jax.config import default_config, read_config
 from detr_jax.data.categories import coco_panoptic, from_json, to_json
 from detr_jax.data.order import choose_shape
 from detr_jax.data.source import Category
@@ -24,7 +24,6 @@ from detr_jax.inference import Inference
 from detr_jax.initialize import read_params
 from detr_jax.models.detr import Detr, build_model
 from detr_jax.panoptic import PanopticSegmentation
-from detr_jax.reporting import Reporter
 
 ImageLike = str | Path | Image.Image | np.ndarray
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -76,7 +75,7 @@ class Predictor:
         cls,
         source: str | Path,
         *,
-        dilation: bool = False,
+        dilation: bool | None = None,
         categories: tuple[Category, ...] | None = None,
         threshold: float = 0.85,
         merge_stuff: str = "first",
@@ -87,7 +86,7 @@ class Predictor:
         Args:
           source: a `.pth` or `.safetensors` file, a hub name ("facebook/detr-resnet-50-panoptic"), or the
             workdir of a run, which knows the settings below but for the threshold and merging.
-          dilation: True for the DC5 models; tensors do not tell.
+          dilation: whether it is a DC5 model, which tensors do not tell; by default if "dc5" is in the name.
           categories: of a checkpoint that was not trained on COCO.
           threshold: least class probability of a segment.
           merge_stuff: "first" as the original, or "always", see `panoptic_segmentations`.
@@ -100,14 +99,16 @@ class Predictor:
         config = default_config()
         if Path(source).is_dir():
             params = load_params(source)
-            config.update(json.loads((Path(source) / "config.json").read_text()))
+            config = read_config(Path(source) / "config.json")
             model = build_model(config.model)
             categories = categories or from_json(json.loads((Path(source) / "categories.json").read_text()))
         else:
             state = weights.read_state_dict(source)
+            if dilation is None:
+                dilation = "dc5" in Path(source).name.lower()
             model = Detr(**weights.infer_model(state), dilation=dilation, dtype=jnp.dtype(dtype))
             params = weights.from_state_dict(state, model, str(source))
-            categories = categories or tuple(c for c in coco_panoptic() if c.id <= model.num_classes)
+            categories = categories or tuple(c for c in coco_panoptic() if c.id < model.num_classes)
         config.eval.threshold, config.eval.merge_stuff = threshold, merge_stuff
         return cls(model, params, categories, config)
 
@@ -129,21 +130,22 @@ class Predictor:
         return self._inference.segment(canvas, size, orig_size)[0][0]
 
     def detect(self, image: ImageLike, threshold: float = 0.7) -> list[dict[str, Any]]:
-        """Objects in an image, most confident first, as dicts in COCO's result format.
+        """Boxes in an image, of things and of what stuff the model knows, in COCO's result format.
 
         Args:
           image: a file, a Pillow image, or an RGB array.
           threshold: least class probability.
 
         Returns:
-          For each, `category_id`, `score` and `bbox` (x, y, width, height in pixels).
+          Most confident first, `category_id`, `score` and `bbox` (x, y, width, height in pixels).
         """
         pixels = read_image(image)
         resized = self._resize(pixels)
         found, _ = self._inference.detect(*_pad([resized], self._static_shape(resized.shape[:2])))
         size = pixels.shape[0], pixels.shape[1]
         boxes, scores, labels = map(np.asarray, detections(found.logits[0], found.boxes[0], size))
-        chosen = [index for index in np.argsort(-scores) if scores[index] > threshold]
+        known = np.isin(labels, [category.id for category in self.categories])
+        chosen = [index for index in np.argsort(-scores) if scores[index] > threshold and known[index]]
         return [
             {
                 "category_id": int(labels[index]),
@@ -165,8 +167,8 @@ class Predictor:
         Args:
           images: files, Pillow images, or RGB arrays, of any sizes.
           resize: to the evaluation size; otherwise the pixels go in as they are.
-          pad_to: height and width of the batch; by default the largest height and width in it. It changes
-            no result.
+          pad_to: height and width of the batch, which change no result; by default the largest in it, or
+            after resizing one of the static shapes.
 
         Raises:
           ValueError: an image is larger than `pad_to`.
@@ -175,7 +177,7 @@ class Predictor:
         if resize:
             pixels = [self._resize(image) for image in pixels]
         height, width = np.max([image.shape[:2] for image in pixels], axis=0).tolist()
-        shape = pad_to or (height, width)
+        shape = pad_to or (self._static_shape((height, width)) if resize else (height, width))
         if shape[0] < height or shape[1] < width:
             raise ValueError(f"images of up to {height}x{width} do not fit pad_to={shape}")
         canvas, size = _pad(pixels, shape)
@@ -207,7 +209,7 @@ class Predictor:
 
 
 def read_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
-    """An image as RGB.
+    """An image as RGB, turned upright if its EXIF data says so.
 
     Raises:
       FileNotFoundError: no such file.
@@ -220,12 +222,12 @@ def read_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
             )
         return image
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if not Path(image).is_file():
         raise FileNotFoundError(f"no such image: {image}")
     try:
         with Image.open(image) as opened:
-            return np.asarray(opened.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
     except OSError as error:
         raise ValueError(f"{image} cannot be read as an image: {error}") from error
 
@@ -252,9 +254,17 @@ def predict(config: Any, workdir: str | Path, images: Sequence[str]) -> None:
     Raises:
       FileNotFoundError: no images, or no weights.
     """
+    from detr_jax.reporting import Reporter  # here, since TensorBoard takes seconds to import
+
     files = list(image_files(images))
     predictor = _predictor(config, workdir)
+    if not predictor.has_masks:
+        raise ValueError(
+            "these weights have no mask head, which panoptic predictions need; "
+            "in Python, Predictor.detect returns their boxes"
+        )
     folder = Path(workdir) / "predictions"
+    (folder / "overlays").mkdir(parents=True, exist_ok=True)
     reporter = Reporter(workdir, 0, 1)
     written: dict[str, list[Any]] = {
         "images": [],
@@ -269,8 +279,9 @@ def predict(config: Any, workdir: str | Path, images: Sequence[str]) -> None:
             continue
         result = predictor(pixels)
         name = f"{file.stem}.png"
+        if any(info["file_name"] == name for info in written["annotations"]):
+            name = f"{file.stem}_{image_id}.png"
         result.save(folder / "panoptic" / name)
-        (folder / "overlays").mkdir(exist_ok=True)
         Image.fromarray(result.overlay(pixels)).save(folder / "overlays" / name)
         height, width = pixels.shape[:2]
         written["images"].append({"id": image_id, "file_name": file.name, "height": height, "width": width})

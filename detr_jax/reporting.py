@@ -7,9 +7,6 @@ from pathlib import Path
 
 import jax
 from rich.console import Console
-from tensorboardX import SummaryWriter
-
-from detr_jax import visualize
 
 SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
@@ -30,6 +27,8 @@ class Reporter:
         self.console = Console(quiet=not self.active, highlight=False, soft_wrap=True)
         self._mark: tuple[int, float] | None = None
         if self.active:
+            from tensorboardX import SummaryWriter  # here, since it takes seconds to import
+
             self.workdir.mkdir(parents=True, exist_ok=True)
             self._events = SummaryWriter(str(self.workdir))
 
@@ -47,6 +46,10 @@ class Reporter:
         seconds = max(time.monotonic() - since, 1e-9) / max(step - first, 1)
         left = time.strftime("%H:%M:%S", time.gmtime((self.total_steps - step) * seconds))
         losses = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
+        if step == first:  # nothing was measured since `start`
+            self.say(f"step {step}/{self.total_steps}  {losses}")
+            self.write(step, metrics)
+            return
         rate = self.batch_size / seconds
         self.say(f"step {step}/{self.total_steps}  {losses}  {rate:.1f} images/s  {left} left")
         self.write(step, {**metrics, "images_per_second": rate})
@@ -65,6 +68,8 @@ class Reporter:
         path = self.workdir / "metrics.jsonl"
         if self.active and path.exists():
             records = [json.loads(line) for line in path.read_text().splitlines()]
+            from detr_jax import visualize
+
             visualize.plot_curves(records, self.workdir / "curves.png")
 
     def close(self) -> None:

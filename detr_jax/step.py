@@ -8,7 +8,7 @@ The forward pass runs once: its vjp is a pytree and crosses from the first progr
 callback sits inside a compiled program, and the mask head runs on the matched queries alone.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,22 +22,9 @@ from detr_jax.models import detr
 from detr_jax.models.detr import Detr, Outputs
 from detr_jax.optim import Params, merge_params, split_params
 from detr_jax.pairs import matched_pairs, pad_pairs, padded_length
+from detr_jax.state import TrainState
 
 Batch = dict[str, Any]
-
-
-class TrainState(NamedTuple):
-    """All that a step changes.
-
-    Attributes:
-      step: number of updates made.
-      params: of the whole model, float32.
-      opt_state: of the optimizer, for the trained parameters alone.
-    """
-
-    step: Int[Array, "*devices"] | int
-    params: Params
-    opt_state: Any
 
 
 class TrainStep:
@@ -80,10 +67,11 @@ class TrainStep:
 
         Raises:
           ValueError: the batch does not divide by the devices.
-          FloatingPointError: the loss is not finite any more.
+          FloatingPointError: a matching cost is not finite.
         """
-        labels = batch["labels"].reshape(parallel.device_count(), -1, *batch["labels"].shape[1:])
+        labels = batch["labels"]
         batch = parallel.shard({name: batch[name] for name in ("image", *Targets._fields)})
+        labels = labels.reshape(batch["labels"].shape)
         outputs, costs, vjp = self._forward(state, batch)
         assignment = np.asarray(costs) if self.match_on_device else match(np.asarray(costs), labels)
         pairs = self.pairs(assignment[:, -1]) if self.with_masks else None

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,25 +45,25 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     batches = train_data(source, config)
     reporter = Reporter(workdir, total_steps, config.batch_size)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    _describe(workdir, config, source)
 
     state = step.init(starting_params(config, model))
     first = checkpoints.latest_step or 0
     if first:
         state = checkpoints.restore(state, batches)
         reporter.say(f"resuming at step {first} of {total_steps}")
+    _describe(workdir, config, source)
     reporter.say(_summary(config, model, source, state, total_steps))
 
     every = max(round(config.eval.every_epochs * steps_per_epoch), 1)
     result: dict[str, Any] = {}
     for number in range(first + 1, total_steps + 1):
         state, metrics = step(state, next(batches))
+        last = number == total_steps
         if number == first + 1:
             jax.block_until_ready(metrics)
             reporter.start(number)
-        elif number % config.log_every_steps == 0 or number == total_steps:
-            reporter.train(number, {name: float(value[0]) for name, value in metrics.items()})
-        last = number == total_steps
+        if number % config.log_every_steps == 0 or last:
+            reporter.train(number, _finite(number, metrics))
         if number % config.checkpoint.every_steps == 0 or last:
             checkpoints.save(state, batches)
         if number % every == 0 or last:
@@ -91,9 +92,11 @@ def evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             f"{config.init_from or workdir} has no mask head, so it has no panoptic quality: "
             "set --config.model.masks=False for its box AP"
         )
-    reporter = Reporter(workdir, 0, config.eval.batch_size)
-    params = parallel.replicate(params)
-    return _evaluate(config, workdir, model, params, source, reporter, 0, True)
+    step = 0 if config.init_from else Checkpoints(workdir).latest_step or 0
+    reporter = Reporter(workdir, step, config.eval.batch_size)
+    result = _evaluate(config, workdir, model, parallel.replicate(params), source, reporter, step, True)
+    reporter.close()
+    return result
 
 
 def _evaluate(
@@ -136,6 +139,20 @@ def _evaluate(
     if reporter.active and last:
         (Path(workdir) / "evaluation.json").write_text(json.dumps(result, indent=2))
     return result
+
+
+def _finite(step: int, metrics: dict[str, Any]) -> dict[str, float]:
+    """Metrics on the host.
+
+    Raises:
+      FloatingPointError: the loss is not finite.
+    """
+    values = {name: float(value[0]) for name, value in metrics.items()}
+    if not math.isfinite(values["loss"]):
+        raise FloatingPointError(
+            f"the loss is {values['loss']} at step {step}: training has diverged, lower optim.learning_rate"
+        )
+    return values
 
 
 def _scores() -> Iterator[tuple[str, str]]:

@@ -72,20 +72,6 @@ def side_by_side(
     return np.asarray(picture)
 
 
-def attention_map(
-    image: UInt8[np.ndarray, "height width 3"], weights: Float[np.ndarray, "rows columns"]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Where one query looks: attention of any resolution over a dimmed image, bright where it is large."""
-    scaled = (weights - weights.min()) / max(float(np.ptp(weights)), 1e-12)
-    size = image.shape[1], image.shape[0]
-    smooth = Image.fromarray(scaled.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-    heat = np.asarray(smooth).clip(0, 1)
-    colors = 255 * matplotlib.colormaps["inferno"](heat)[..., :3]
-    grey = np.broadcast_to(image.mean(-1, keepdims=True), image.shape)
-    opacity = 0.35 + 0.6 * heat[..., None]
-    return (0.8 * grey * (1 - opacity) + colors * opacity).clip(0, 255).astype(np.uint8)
-
-
 def plot_curves(records: Sequence[dict[str, Any]], path: str | Path) -> None:
     """A PNG of the losses and, once there are any, of the scores over the steps.
 

@@ -246,7 +246,10 @@ def is_panoptic(state: StateDict) -> bool:
 
 
 def infer_model(state: StateDict) -> dict[str, Any]:
-    """`Detr`'s attributes as far as tensors tell them: all but dilation, heads, dropout and dtype."""
+    """`Detr`'s attributes as far as tensors tell them: all but dilation, dropout and dtype.
+
+    Without a mask head, the number of heads is taken to be 8, as in all published models.
+    """
     layout, panoptic = layout_of(state), is_panoptic(state)
 
     def shape(path: str) -> tuple[int, ...]:
@@ -267,14 +270,17 @@ def infer_model(state: StateDict) -> dict[str, Any]:
             f"no ResNet has {blocks} blocks: the checkpoint's backbone is incomplete or another"
         )
     learned = published_name("learned_position/rows", layout, panoptic)[0] in state
+    frozen = published_name("backbone/conv1/frozen_batch_norm/mean", layout, panoptic)[0] in state
     num_queries, hidden_dim = shape("query_embedding/embedding")
     return {
         "num_classes": shape("class_head/bias")[0] - 1,
         "num_queries": num_queries,
         "resnet_depth": depth,
         "resnet_width": shape("backbone/conv1/kernel")[0],
+        "norm": "frozen_batch" if frozen else "group",
         "position": "learned" if learned else "sine",
         "hidden_dim": hidden_dim,
+        "num_heads": shape("mask_head/conv1/bias")[0] - hidden_dim if panoptic else 8,
         "num_encoder_layers": count("transformer/encoder_{}/linear1/bias"),
         "num_decoder_layers": count("transformer/decoder_{}/linear1/bias"),
         "feedforward_dim": shape("transformer/encoder_0/linear1/bias")[0],
@@ -323,15 +329,20 @@ def _download(name: str) -> Path:
 
 
 def _read_torch(file: Path) -> StateDict:
+    torch = _torch(f"reading {file.name}")
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    state = content.get("model", content)
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def _torch(purpose: str) -> Any:
     try:
         import torch
     except ImportError as error:
         raise ImportError(
-            f"reading {file.name} needs PyTorch: pip install 'detr_jax[torch]', or use a .safetensors file"
+            f"{purpose} needs PyTorch: pip install 'detr_jax[torch]', or use a .safetensors file"
         ) from error
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    state = content.get("model", content)
-    return {name: tensor.numpy() for name, tensor in state.items()}
+    return torch
 
 
 def write_state_dict(state: StateDict, path: str | Path) -> None:
@@ -341,6 +352,5 @@ def write_state_dict(state: StateDict, path: str | Path) -> None:
 
         save_file(state, path)
         return
-    import torch
-
+    torch = _torch(f"writing {Path(path).name}")
     torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state.items()}}, path)

@@ -5,11 +5,10 @@ import numpy as np
 from detr_jax import boxes
 
 
-def test_corners_and_back():
+def test_corners():
     centered = jnp.array([[0.5, 0.4, 0.2, 0.6], [0.1, 0.1, 0.2, 0.2]])
     corners = boxes.to_corners(centered)
     np.testing.assert_allclose(corners[0], [0.4, 0.1, 0.6, 0.7], atol=1e-6)
-    np.testing.assert_allclose(boxes.from_corners(corners), centered, atol=1e-6)
 
 
 def test_generalized_iou_of_known_pairs():

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, without a download, and shows what it promises."""
+"""Every notebook is stored clean, runs from top to bottom without a download, and shows what it promises."""
 
 from pathlib import Path
 
@@ -13,13 +13,24 @@ from detr_jax import weights
 from detr_jax.models.detr import Detr, param_shapes
 from detr_jax.panoptic import ids_from_rgb
 
-nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed (the colab extra)")
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (the colab extra)")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed (the colab extra)")
+nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 PERSON, SKY = 1, 187
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """A folder with a model and a photo."""
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    write_confident_model(folder / "model.safetensors")
+    # Resized to 800 x 1088 it needs no padding, so that all cells share their compiled programs.
+    Image.fromarray(make.image(50, 68, 3)).save(folder / "photo.png")
+    return folder
 
 
 def write_confident_model(file: Path) -> None:
@@ -40,69 +51,59 @@ def write_confident_model(file: Path) -> None:
     weights.write_state_dict(weights.to_state_dict(params), file)
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """A function that runs a notebook in an empty folder, and returns it with its outputs and the folder."""
-    inputs = tmp_path_factory.mktemp("inputs")
-    write_confident_model(inputs / "model.safetensors")
-    # Resized to 800 x 1088 it needs no padding, so that all cells share their compiled programs.
-    Image.fromarray(make.image(50, 68, 3)).save(inputs / "photo.png")
-
-    def run(path: Path):
-        folder = tmp_path_factory.mktemp(path.stem)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("DETR_JAX_WEIGHTS", str(inputs / "model.safetensors"))
-            patch.setenv("DETR_JAX_IMAGE", str(inputs / "photo.png"))
-            patch.setenv("JAX_PLATFORMS", "cpu")  # this process may hold all memory of an accelerator
-            patch.setenv("PYTHONPATH", str(ROOT))
-            notebook = nbformat.read(path, as_version=4)
-            client = nbclient.NotebookClient(
-                notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-            )
-            return client.execute(), folder
-
-    return run
-
-
-def outputs(notebook, kind: str) -> str:
-    """What all cells put out of one MIME type; of "text/plain", what they printed."""
-    found = []
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            text = output.get("text") if kind == "text/plain" else output.get("data", {}).get(kind)
-            found += [text] if text else []
-    return "\n".join(found)
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_is_stored_clean(path):
+def test_stored_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert notebook.metadata.kernelspec.name == "python3"
     for cell in notebook.cells:
         assert not cell.metadata
-        assert not cell.get("outputs") and cell.get("execution_count") is None
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
 
 
-def test_panoptic_inference(executed):
-    notebook, folder = executed(ROOT / "colab" / "panoptic_inference.ipynb")
-    assert outputs(notebook, "image/png").count("\n") >= 2
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_top_to_bottom(path, inputs, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETR_JAX_WEIGHTS", str(inputs / "model.safetensors"))
+    monkeypatch.setenv("DETR_JAX_IMAGE", str(inputs / "photo.png"))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # this process may hold all memory of an accelerator
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    PROMISES[path.stem](notebook, folder)
 
+
+def check_panoptic_inference(notebook, folder):
     stored = ids_from_rgb(np.asarray(Image.open(folder / "predictions" / "photo.png")))
     assert stored.shape == (50, 68)
-    assert stored.max() >= 1
+    assert (folder / "predictions" / "photo_overlay.png").exists()
+    assert len(outputs(notebook, "image/png")) == 3
 
-    table = outputs(notebook, "text/markdown").splitlines()
-    assert table[0] == "| id | class | kind | score | area (%) |"
-    shown = {int(row.split("|")[1]): row for row in table[2:]}
-    assert set(shown) == set(stored[stored > 0].tolist())
-    assert all("| person | thing |" in row or "| sky-other-merged | stuff |" in row for row in table[2:])
-    assert len(table[2:]) >= 2
-    largest = np.bincount(stored[stored > 0]).argmax()
-    assert f"| {100 * (stored == largest).mean():.1f} |" in shown[largest]
+    (table,) = outputs(notebook, "text/markdown")
+    head, _, *rows = table.splitlines()
+    assert head == "| id | class | kind | score | area (%) |"
+    by_id = {int(row.split("|")[1]): row for row in rows}
+    assert set(by_id) == set(np.unique(stored)) - {0}
+    assert len(by_id) >= 2
+    for number, row in by_id.items():
+        assert "| person | thing |" in row or "| sky-other-merged | stuff |" in row
+        assert row.endswith(f"| {100 * (stored == number).mean():.1f} |")
 
-    printed = outputs(notebook, "text/plain")
-    assert f"{len(shown)} segments cover" in printed
-    assert "predictions/photo_overlay.png" in printed
+    printed = "".join(outputs(notebook, "stdout"))
+    assert f"{len(rows)} segments cover" in printed
     assert "pred_masks   (8, 200, 272)" in printed
+
+
+PROMISES = {"panoptic_inference": check_panoptic_inference}  # of every notebook
+
+
+def outputs(notebook, kind: str) -> list[str]:
+    """What the cells printed ("stdout") or displayed (a MIME type)."""
+    every = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    if kind == "stdout":
+        return [output.text for output in every if output.get("name") == kind]
+    return [output.data[kind] for output in every if kind in output.get("data", {})]

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import make
 import numpy as np
+import optax
 import pytest
 from conftest import TINY
 
@@ -60,6 +61,13 @@ def tiny_step(config):
     return step, step.init(init_params(model, jax.random.key(0), config.model.masks))
 
 
+# Keeps the gradients it was given as its state.
+RECORD_GRADIENTS = optax.GradientTransformation(
+    lambda params: jax.tree.map(jax.numpy.zeros_like, params),
+    lambda updates, state, params: (updates, updates),
+)
+
+
 def first(metrics):
     return {name: float(value[0]) for name, value in metrics.items()}
 
@@ -101,7 +109,8 @@ def check_reference(reference, batch):
     model = Detr(**weights.infer_model(state_dict), dropout=0.0)
     config = default_config()
     config.optim.schedule = "constant"
-    step = TrainStep(model, config, make_optimizer(config.optim, 10))
+    optimizer = optax.chain(RECORD_GRADIENTS, make_optimizer(config.optim, 10))
+    step = TrainStep(model, config, optimizer)
     params = weights.from_state_dict(state_dict, model)
     state = step.init(params)
 
@@ -120,20 +129,27 @@ def check_reference(reference, batch):
     np.testing.assert_allclose(metrics["gradient_norm"], reference["global_grad_norm"], rtol=0.01)
 
     after = weights.to_state_dict(parallel.unreplicate(state.params))
+    gradients = weights.to_state_dict({**params, **parallel.unreplicate(state.opt_state[0])})
     changed = {name for name, array in after.items() if not np.array_equal(array, state_dict[name])}
-    assert changed == set(reference["grad_names"].tolist())
-    for name, gradient, norm, expected in zip(
-        reference["grad_names"].tolist(),
-        reference["grad_first16"],
-        reference["grad_norms"],
-        reference["delta_first16"],
-        strict=True,
+    names = reference["grad_names"].tolist()
+    assert changed == set(names)
+    off, entries = 0, 0
+    for name, first16, norm, delta16 in zip(
+        names, *(reference[key] for key in ("grad_first16", "grad_norms", "delta_first16")), strict=True
     ):
+        part = gradients[name].ravel()[:16]
+        if name.endswith("decoder.layers.0.self_attn.in_proj_weight"):  # zero in exact arithmetic
+            assert np.abs(part).max() < 1e-4
+            continue
+        np.testing.assert_allclose(np.linalg.norm(gradients[name]), norm, rtol=0.01, err_msg=name)
+        noise = 0.05 * norm / state_dict[name].size ** 0.5
+        np.testing.assert_allclose(part, first16[: len(part)], rtol=0.1, atol=10 * noise, err_msg=name)
+        # Adam's first step is little but the gradient's sign, so it tells nothing where that is noise.
         change = (after[name] - state_dict[name]).ravel()[:16]
-        # Adam's first step is the gradient's sign: entries that are rounding noise have none.
-        size = state_dict[name].size
-        clear = np.abs(gradient[: len(change)]) > 0.1 * norm / size**0.5
-        np.testing.assert_allclose(change[clear], expected[: len(change)][clear], atol=2e-6, err_msg=name)
+        clear = np.abs(first16[: len(part)]) > 10 * noise
+        off += (np.abs(change - delta16[: len(part)])[clear] > 5e-6).sum()
+        entries += clear.sum()
+    assert off <= 0.01 * entries, (off, entries)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_a_run_leaves_everything_behind(config, tmp_path, capsys):
     result = train(config, tmp_path)
     assert 0.0 <= result["All"]["pq"] <= 1.0
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if "loss" in record] == [2, 3, 4]
+    assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4]
     assert records[-1]["val_pq_all"] == result["All"]["pq"]
     assert json.loads((tmp_path / "evaluation.json").read_text())["Things"] == result["Things"]
     assert Image.open(tmp_path / "curves.png").size[0] > 300
@@ -54,9 +54,9 @@ def test_a_run_leaves_everything_behind(config, tmp_path, capsys):
 
 
 def test_a_second_run_resumes_exactly(config, tmp_path, capsys):
+    config.optim.schedule = "constant"  # the others depend on the length of the run
     train(config, tmp_path / "whole")
     config.steps = 2
-    config.optim.schedule = "constant"
     train(config, tmp_path / "halves")
     config.steps = 4
     train(config, tmp_path / "halves")

@@ -94,17 +94,6 @@ def test_pictures_side_by_side(size):
     assert not panels.all()
 
 
-def test_attention_is_bright_where_it_is_large():
-    weights = np.zeros((6, 8), np.float32)
-    weights[1, 2] = 1
-    picture = visualize.attention_map(np.full((60, 80, 3), 80, np.uint8), weights).astype(int)
-    brightest = np.unravel_index(picture.sum(-1).argmax(), (60, 80))
-    assert abs(brightest[0] - 15) < 5
-    assert abs(brightest[1] - 25) < 5
-    flat = visualize.attention_map(np.full((60, 80, 3), 80, np.uint8), np.ones((6, 8), np.float32))
-    assert np.ptp(flat.reshape(-1, 3), axis=0).tolist() == [0, 0, 0]
-
-
 def colour_fraction(path, color, tolerance=40):
     with Image.open(path) as file:
         picture = np.asarray(file.convert("RGB")).astype(int)

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
+import numpy as np
+
 from detr_jax import parallel
 from detr_jax.data.source import Category, Example
 from detr_jax.evaluation.detection import CocoDetection, detections
@@ -25,6 +28,10 @@ def make_quality(
     if backend == "stream":
         return PanopticQuality(categories)
     if backend == "panopticapi":
+        if jax.process_count() > 1:
+            raise ValueError(
+                "eval.backend 'panopticapi' runs in one process only: use 'stream', which is equal"
+            )
         return OfficialPanopticQuality(categories)
     raise ValueError(f"eval.backend is {backend!r}: must be stream or panopticapi")
 
@@ -55,7 +62,7 @@ def evaluate_panoptic(
             if on_image is not None:
                 on_image(example, truth, prediction)
     if isinstance(quality, PanopticQuality):
-        quality.counts = parallel.sum_over_processes(quality.counts)
+        quality.counts = np.sum(parallel.gather(quality.counts), axis=0)
     return quality.result(), quality.table()
 
 
@@ -71,4 +78,7 @@ def evaluate_detection(inference: Inference, batches: EvalBatches) -> dict[str, 
         found, _ = inference.detect(batch["image"], batch["size"])
         for index, example in enumerate(examples):
             metric.update(example, *detections(found.logits[index], found.boxes[index], example.orig_size))
-    return metric.result()
+    total = CocoDetection(inference.categories)
+    for part in parallel.gather(metric):
+        total.merge(part)
+    return total.result()

@@ -188,6 +188,17 @@ def build_model(config: Any) -> Detr:
       ValueError: a value that no model can be built from.
     """
     options = {key: value for key, value in config.items() if key != "masks"}
+    if config.masks and config.hidden_dim % 128:
+        raise ValueError(
+            f"model.hidden_dim is {config.hidden_dim}: must be a multiple of 128, "
+            "since the mask head divides it by 16 and then into 8 groups"
+        )
+    if config.num_heads % 8:
+        raise ValueError(f"model.num_heads is {config.num_heads}: must be a multiple of 8 for the mask head")
+    if config.norm == "group" and config.resnet_width % 8:
+        raise ValueError(
+            f"model.resnet_width is {config.resnet_width}: must be a multiple of 8 for group norm"
+        )
     return Detr(**{**options, "dtype": jnp.dtype(options.get("dtype", "float32"))})
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from detr_jax import weights
+from detr_jax.config import default_config
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, build_model, init_params
 
@@ -80,7 +81,7 @@ def test_bfloat16_stays_near_float32(tiny_model, tiny_params, pictures):
 
 
 def test_build_model_reads_a_config():
-    from ml_collections import ConfigDict
-
-    model = build_model(ConfigDict({"masks": True, "num_classes": 9, "dtype": "bfloat16", "dilation": True}))
+    config = default_config().model
+    config.num_classes, config.dtype, config.dilation = 9, "bfloat16", True
+    model = build_model(config)
     assert (model.num_classes, model.dtype, model.stride) == (9, jnp.bfloat16, 16)
