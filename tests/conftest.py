@@ -14,20 +14,9 @@ import pytest  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))  # configs/, which are not part of the package
 
-from detr_jax.models.detr import Detr, init_params  # noqa: E402
+from make import TINY  # noqa: E402
 
-TINY = {
-    "num_classes": 14,
-    "num_queries": 12,
-    "resnet_depth": 18,
-    "resnet_width": 8,
-    "norm": "group",
-    "hidden_dim": 128,
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 2,
-    "feedforward_dim": 32,
-    "dropout": 0.0,
-}
+from detr_jax.models.detr import Detr, init_params  # noqa: E402
 
 
 @pytest.fixture(scope="session")

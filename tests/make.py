@@ -10,6 +10,20 @@ from pathlib import Path
 import numpy as np
 
 DATA = Path(__file__).parent / "data"
+# A model that compiles in seconds, for tests that need no published weights.
+TINY = {
+    "num_classes": 14,
+    "num_queries": 12,
+    "resnet_depth": 18,
+    "resnet_width": 8,
+    "norm": "group",
+    "hidden_dim": 128,
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "feedforward_dim": 32,
+    "dropout": 0.0,
+}
+
 CATEGORY_IDS = (1, 2, 3, 17, 18, 44, 62, 90, 92, 118, 149, 184, 193, 199, 200)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from make import TINY
 from PIL import Image
 
 from detr_jax import weights

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import conftest
 import jax
 import make
 import numpy as np
@@ -35,7 +34,7 @@ def inputs(tmp_path):
 
 def write_confident_model(file: Path) -> None:
     """A small random model in the published layout, whose queries are sure to see a person or the sky."""
-    model = Detr(**conftest.TINY | {"norm": "frozen_batch", "num_classes": 250, "num_queries": 8})
+    model = Detr(**make.TINY | {"norm": "frozen_batch", "num_classes": 250, "num_queries": 8})
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

@@ -8,7 +8,7 @@ import make
 import numpy as np
 import optax
 import pytest
-from conftest import TINY
+from make import TINY
 
 from detr_jax import parallel, weights
 from detr_jax.config import default_config
@@ -141,7 +141,10 @@ def check_reference(reference, batch):
         if name.endswith("decoder.layers.0.self_attn.in_proj_weight"):  # zero in exact arithmetic
             assert np.abs(part).max() < 1e-4
             continue
-        np.testing.assert_allclose(np.linalg.norm(gradients[name]), norm, rtol=0.01, err_msg=name)
+        # One predicted coordinate of made_train_two lies 3e-6 beside its target, nearer than boxes are exact:
+        # the sign of its L1 gradient is a toss, which is 1.3% of the box head's.
+        tolerance = 0.02 if "bbox_embed" in name else 0.01
+        np.testing.assert_allclose(np.linalg.norm(gradients[name]), norm, rtol=tolerance, err_msg=name)
         noise = 0.05 * norm / state_dict[name].size ** 0.5
         np.testing.assert_allclose(part, first16[: len(part)], rtol=0.1, atol=10 * noise, err_msg=name)
         # Adam's first step is little but the gradient's sign, so it tells nothing where that is noise.

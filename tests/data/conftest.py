@@ -1,6 +1,4 @@
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,22 +6,6 @@ from PIL import Image
 
 from detr_jax.data.categories import to_json
 from detr_jax.data.shapes import Shapes
-
-
-def _folder(variable):
-    if not os.environ.get(variable):
-        pytest.skip(f"{variable} names no folder")
-    return Path(os.environ[variable])
-
-
-@pytest.fixture
-def coco_sample():
-    return _folder("DETR_JAX_COCO_SAMPLE")
-
-
-@pytest.fixture
-def reference():
-    return _folder("DETR_JAX_REFERENCE")
 
 
 @pytest.fixture

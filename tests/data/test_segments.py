@@ -33,8 +33,8 @@ def test_a_box_spans_the_first_to_the_last_pixel():
     np.testing.assert_allclose(boxes[2], [19 / 20, 9 / 10, 0, 0], rtol=1e-6)
 
 
-def test_boxes_are_those_of_the_reference(reference, monkeypatch):
-    monkeypatch.syspath_prepend(reference)
+def test_boxes_are_those_of_the_reference(reference_folder, monkeypatch):
+    monkeypatch.syspath_prepend(reference_folder)
     from inputs import make_targets
 
     segment_map, labels, boxes = make_targets(157, 211, 6, 5)

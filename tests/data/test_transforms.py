@@ -61,8 +61,8 @@ def test_sizes_are_the_original_ones(size, scale, max_size, expected):
 
 
 @pytest.mark.parametrize("name", ["forward_r50_small", "forward_r50_dc5_small", "forward_r101_small"])
-def test_resized_images_equal_the_reference(name, reference, coco_sample):
-    expected = np.load(reference / f"{name}.npz")
+def test_resized_images_equal_the_reference(name, reference_folder, coco_sample):
+    expected = np.load(reference_folder / f"{name}.npz")
     image_id = int(expected["image_id"][0])
     example = next(e for e in CocoPanoptic(coco_sample, "val2017") if e.image_id == image_id)
     height, width = expected["size"].tolist()

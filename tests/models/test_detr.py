@@ -48,9 +48,7 @@ def test_equals_the_original(name, depth, dilation, shape, seed):
 
 @pytest.mark.parametrize("position", ["sine", "learned"])
 def test_padding_and_batching_change_nothing(position, pictures):
-    from conftest import TINY
-
-    model = Detr(**TINY, position=position)
+    model = Detr(**make.TINY, position=position)
     params = init_params(model, jax.random.key(0))
 
     @jax.jit
