@@ -53,6 +53,8 @@ class ConvNorm(nn.Module):
       dilation: distance of the kernel's taps.
       norm: "frozen_batch" or "group" (groups of 8 channels).
       dtype: of the computation.
+      is_last: whether this ends a block's residual branch. With group norm such a branch starts at zero:
+        otherwise every block adds what all images have in common, and training first removes the rest.
     """
 
     features: int
@@ -61,6 +63,7 @@ class ConvNorm(nn.Module):
     dilation: int = 1
     norm: Norm = "frozen_batch"
     dtype: DTypeLike = jnp.float32
+    is_last: bool = False
 
     @nn.compact
     def __call__(
@@ -71,7 +74,8 @@ class ConvNorm(nn.Module):
         kernel = self.param("kernel", initializers.resnet, shape)
         if self.norm == "group":
             x = convolve(x, kernel.astype(self.dtype), self.stride, self.dilation)
-            return GroupNorm(self.features // 8, name="group_norm")(x, mask)
+            scale_init = nn.initializers.zeros if self.is_last else nn.initializers.ones
+            return GroupNorm(self.features // 8, scale_init=scale_init, name="group_norm")(x, mask)
         factor, shift = FrozenBatchNorm(self.features, name="frozen_batch_norm")()
         x = convolve(x, (kernel * factor).astype(self.dtype), self.stride, self.dilation)
         return x + shift.astype(self.dtype)
@@ -110,11 +114,11 @@ class Block(nn.Module):
         if self.bottleneck:
             y = nn.relu(ConvNorm(self.width, 1, name="conv1", **options)(x, mask))
             y = ConvNorm(self.width, 3, name="conv2", **strided)(zero_outside(y, mask), new_mask)
-            y = ConvNorm(features, 1, name="conv3", **options)(nn.relu(y), new_mask)
+            y = ConvNorm(features, 1, is_last=True, name="conv3", **options)(nn.relu(y), new_mask)
         else:
             y = ConvNorm(self.width, 3, name="conv1", **strided)(zero_outside(x, mask), new_mask)
             y = zero_outside(nn.relu(y), new_mask)
-            y = ConvNorm(self.width, 3, name="conv2", **options)(y, new_mask)
+            y = ConvNorm(self.width, 3, is_last=True, name="conv2", **options)(y, new_mask)
         if self.stride != 1 or x.shape[-1] != features:
             x = ConvNorm(features, 1, self.stride, name="downsample", **options)(x, new_mask)
         return nn.relu(x + y)

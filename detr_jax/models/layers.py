@@ -86,10 +86,12 @@ class GroupNorm(nn.Module):
     Attributes:
       groups: number of channel groups; must divide the channels.
       epsilon: added to the variance, PyTorch's default.
+      scale_init: of the factor behind the norm.
     """
 
     groups: int = 8
     epsilon: float = 1e-5
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(
@@ -97,7 +99,7 @@ class GroupNorm(nn.Module):
     ) -> Float[Array, "batch height width channels"]:
         """Normalises each group of each image; what stands outside the mask must be finite."""
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
+        scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         count = mask.sum((1, 2), dtype=jnp.float32)[:, None] * (channels // self.groups)
 
