@@ -54,6 +54,6 @@ def get_config(variants: str = "") -> ConfigDict:
     config.data.threads = 1
 
     config.eval.batch_size = 16
-    config.eval.every_epochs = 1.0
+    config.eval.every_epochs = 0.25
     config.checkpoint.every_steps = 500
     return apply_variants(config, variants, {})
