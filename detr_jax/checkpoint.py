@@ -5,6 +5,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from detr_jax import parallel
@@ -62,6 +63,7 @@ class Checkpoints:
                     data=grain.checkpoint.CheckpointRestore(iterator),
                 ),
             )
+            _check_same_shapes((restored.params, restored.opt_state), (like.params, like.opt_state))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{self._manager.directory} holds a run of another model or stage: choose another workdir, "
@@ -72,6 +74,13 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when all checkpoints are on disk."""
         self._manager.wait_until_finished()
+
+
+def _check_same_shapes(found: Any, wanted: Any) -> None:
+    """Orbax restores arrays of other shapes without a word."""
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
+        if np.shape(a) != np.shape(b):
+            raise ValueError(f"{jax.tree_util.keystr(path)} is {np.shape(a)}, this run has {np.shape(b)}")
 
 
 def load_params(workdir: str | Path) -> dict[str, Any]:
