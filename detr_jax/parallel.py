@@ -36,13 +36,13 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
 
 
 def _put(tree: Any, devices: Sequence[jax.Device] | None) -> Any:
-    """Arrays with a device axis, laid out as the results of every other program are."""
-    return _identity(None if devices is None else tuple(devices))(tree)
+    """Arrays with a device axis, laid out as the results of every program are, so that none compiles twice."""
+    return jax.device_put(tree, _sharding(None if devices is None else tuple(devices)))
 
 
 @functools.cache
-def _identity(devices: tuple[jax.Device, ...] | None) -> Callable[[Any], Any]:
-    return parallel(lambda x: x, devices)
+def _sharding(devices: tuple[jax.Device, ...] | None) -> jax.sharding.Sharding:
+    return parallel(lambda x: x, devices)(np.zeros(device_count(devices), np.float32)).sharding
 
 
 def unreplicate(tree: Any) -> Any:

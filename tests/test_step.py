@@ -72,17 +72,22 @@ def first(metrics):
     return {name: float(value[0]) for name, value in metrics.items()}
 
 
+# One predicted coordinate of made_train_two lies 3e-6 beside its target, nearer than boxes are exact: the sign
+# of its L1 gradient is a toss, which is 1.3% of the box head's.
 @pytest.mark.parametrize(
-    ("name", "images"),
-    [("made_train_one", [(157, 211, 6, 5)]), ("made_train_two", [(160, 192, 3, 8), (160, 192, 9, 9)])],
+    ("name", "images", "box_head_tolerance"),
+    [
+        ("made_train_one", [(157, 211, 6, 5)], 0.01),
+        ("made_train_two", [(160, 192, 3, 8), (160, 192, 9, 9)], 0.02),
+    ],
 )
-def test_equals_the_original(name, images):
+def test_equals_the_original(name, images, box_head_tolerance):
     reference = np.load(make.DATA / f"{name}.npz")
     parts = [
         (make.image(height, width, seed), make.targets(height, width, count, seed))
         for height, width, count, seed in images
     ]
-    check_reference(reference, make_batch(parts, images[0][:2], 10))
+    check_reference(reference, make_batch(parts, images[0][:2], 10), box_head_tolerance)
 
 
 @pytest.mark.parametrize("name", ["train_r50_one", "train_r50_two"])
@@ -103,7 +108,7 @@ def test_equals_the_original_on_real_images(name, reference_folder, coco_sample)
     check_reference(reference, make_batch(parts, size, 40))
 
 
-def check_reference(reference, batch):
+def check_reference(reference, batch, box_head_tolerance=0.01):
     """Losses, matches, gradient norm and the parameters after one step, as the original's."""
     state_dict = make.state_dict(50)
     model = Detr(**weights.infer_model(state_dict), dropout=0.0)
@@ -141,9 +146,7 @@ def check_reference(reference, batch):
         if name.endswith("decoder.layers.0.self_attn.in_proj_weight"):  # zero in exact arithmetic
             assert np.abs(part).max() < 1e-4
             continue
-        # One predicted coordinate of made_train_two lies 3e-6 beside its target, nearer than boxes are exact:
-        # the sign of its L1 gradient is a toss, which is 1.3% of the box head's.
-        tolerance = 0.02 if "bbox_embed" in name else 0.01
+        tolerance = box_head_tolerance if "bbox_embed" in name else 0.01
         np.testing.assert_allclose(np.linalg.norm(gradients[name]), norm, rtol=tolerance, err_msg=name)
         noise = 0.05 * norm / state_dict[name].size ** 0.5
         np.testing.assert_allclose(part, first16[: len(part)], rtol=0.1, atol=10 * noise, err_msg=name)
