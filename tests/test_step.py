@@ -1,4 +1,6 @@
+import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from make import TINY
+from ml_collections import ConfigDict
 
 from detr_jax import parallel, weights
 from detr_jax.config import default_config
@@ -55,10 +58,18 @@ def tiny_config(stage="joint", **model):
     return config
 
 
-def tiny_step(config):
+@functools.cache
+def _tiny_step(config):
+    """One step for each config, since compiling it takes longer than all that tests do with it."""
+    config = ConfigDict(json.loads(config))
     model = build_model(config.model)
-    step = TrainStep(model, config, make_optimizer(config.optim, 10))
-    return step, step.init(init_params(model, jax.random.key(0), config.model.masks))
+    params = jax.device_get(init_params(model, jax.random.key(0), config.model.masks))
+    return TrainStep(model, config, make_optimizer(config.optim, 10)), params
+
+
+def tiny_step(config):
+    step, params = _tiny_step(config.to_json(sort_keys=True))
+    return step, step.init(params)
 
 
 # Keeps the gradients it was given as its state.
@@ -231,41 +242,41 @@ def test_wrong_matching_method_is_named():
         tiny_step(config)
 
 
-DEVICES = """
-import sys, numpy as np
-sys.path[:0] = {paths!r}
-from test_step import first, parallel, tiny_batch, tiny_config, tiny_step
-import jax
-assert jax.local_device_count() == {count}
-step, state = tiny_step(tiny_config())
-for _ in range(2):
-    state, metrics = step(state, tiny_batch(4))
-leaves = jax.tree_util.tree_leaves_with_path(parallel.unreplicate(state.params))
-names = {{jax.tree_util.keystr(path): leaf for path, leaf in leaves}}
-np.savez(sys.argv[1], **names, **{{"metric " + name: value for name, value in first(metrics).items()}})
-if {count} == 4:
-    try:
-        step(state, tiny_batch(3))
-    except ValueError as error:
-        print(error)
+def after_two_steps(batch):
+    """Parameters by name, and metrics, after two steps on all devices."""
+    step, state = tiny_step(tiny_config())
+    for _ in range(2):
+        state, metrics = step(state, batch)
+    leaves = jax.tree_util.tree_leaves_with_path(parallel.unreplicate(state.params))
+    params = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    return params | {f"metric {name}": value for name, value in first(metrics).items()}
+
+
+FOUR_DEVICES = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import jax, numpy as np
+from test_step import after_two_steps, tiny_batch
+assert jax.local_device_count() == 4
+np.savez(sys.argv[1], **after_two_steps(tiny_batch(4)))
+try:
+    after_two_steps(tiny_batch(3))
+except ValueError as error:
+    print(error)
 """
 
 
 def test_four_devices_equal_one(tmp_path):
-    results = []
-    for count in (1, 4):
-        code = DEVICES.format(count=count, paths=[str(Path(__file__).parent)])
-        flags = f"--xla_force_host_platform_device_count={count}"
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / f"{count}.npz")],
-            env={**__import__("os").environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        results.append(dict(np.load(tmp_path / f"{count}.npz")))
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", FOUR_DEVICES, str(tmp_path / "four.npz")],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     assert "3 images does not divide by 4 devices" in done.stdout
-    one, four = results
+    one, four = after_two_steps(tiny_batch(4)), dict(np.load(tmp_path / "four.npz"))
     assert one.keys() == four.keys()
     for name in one:
         np.testing.assert_allclose(four[name], one[name], rtol=2e-4, atol=2e-5, err_msg=name)

@@ -1,6 +1,7 @@
 """The assembly: backbone, transformer, class and box heads, mask head (original: models/detr.py)."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -210,14 +211,19 @@ def init_params(model: Detr, key: Array, masks: bool = True) -> dict[str, Any]:
       key: a random key.
       masks: whether the mask head is part of them.
     """
-    # Unoptimized, since compiling takes far longer than drawing a few numbers once.
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(functools.partial(_draw_params, model, masks), compiler_options=options)(key)
+    return _compiled_draw(model, masks)(key)
 
 
 def param_shapes(model: Detr, masks: bool = True) -> dict[str, Any]:
     """Shapes and dtypes of what `init_params` returns, without computing it."""
     return jax.eval_shape(functools.partial(_draw_params, model, masks), jax.random.key(0))
+
+
+@functools.cache
+def _compiled_draw(model: Detr, masks: bool) -> Callable[[Array], dict[str, Any]]:
+    # Unoptimized, since compiling takes far longer than drawing a few numbers once.
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(functools.partial(_draw_params, model, masks), compiler_options=options)
 
 
 def _draw_params(model: Detr, masks: bool, key: Array) -> dict[str, Any]:
