@@ -36,7 +36,7 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
 
 
 def _put(tree: Any, devices: Sequence[jax.Device] | None) -> Any:
-    """Arrays with a device axis, laid out as the results of every program are, so that none compiles twice."""
+    """Arrays with a device axis, laid out as every program returns them, so that none compiles twice."""
     return jax.device_put(tree, _sharding(None if devices is None else tuple(devices)))
 
 

@@ -83,8 +83,8 @@ def first(metrics):
     return {name: float(value[0]) for name, value in metrics.items()}
 
 
-# One predicted coordinate of made_train_two lies 3e-6 beside its target, nearer than boxes are exact: the sign
-# of its L1 gradient is a toss, which is 1.3% of the box head's.
+# One predicted coordinate of made_train_two lies 3e-6 beside its target, nearer than boxes are exact: the
+# sign of its L1 gradient is a toss, which is 1.3% of the box head's.
 @pytest.mark.parametrize(
     ("name", "images", "box_head_tolerance"),
     [
