@@ -20,6 +20,8 @@ from detr_jax.models.transformer import Transformer
 # Of ImageNet, RGB in [0, 1]; every published backbone was trained with these.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+# That the mask head runs on in one go.
+PAIRS_AT_ONCE = 16
 
 
 class Outputs(NamedTuple):
@@ -120,7 +122,7 @@ class Detr(nn.Module):
         )
         self.class_head = nn.Dense(self.num_classes + 1, kernel_init=initializers.linear)
         self.box_head = BoxHead(self.dtype)
-        self.mask_head = MaskHead(self.num_heads, self.stride, self.dtype)
+        self.mask_head = MaskHead(self.hidden_dim, self.num_heads, self.stride, self.dtype)
 
     def __call__(
         self,
@@ -178,8 +180,26 @@ def detect(
 def segment(
     model: Detr, params: Any, features: Features, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
 ) -> Float[Array, "pairs quarter_height quarter_width"]:
-    """`Detr.masks` as a pure function of parameters."""
-    return cast(Array, model.apply({"params": params}, features, size, pairs, method=Detr.masks))
+    """`Detr.masks` as a pure function of parameters, a few pairs at a time.
+
+    So memory hardly grows with their number, and what a few pairs need stays in the cache of a CPU.
+    """
+
+    def apply(method: Callable[..., Any], *arguments: Any) -> Any:
+        return model.apply({"params": params}, *arguments, method=method)
+
+    parts = apply(lambda module, *arguments: module.mask_head.of_images(*arguments), features, size)
+
+    def masks(some: Int[Array, "some 2"]) -> Float[Array, "some quarter_height quarter_width"]:
+        return apply(lambda module, *arguments: module.mask_head.of_pairs(*arguments), parts, size, some)
+
+    rounds = -(-len(pairs) // PAIRS_AT_ONCE)
+    if rounds == 1:
+        return masks(pairs)
+    each = -(-len(pairs) // rounds)
+    padded = jnp.pad(pairs, ((0, rounds * each - len(pairs)), (0, 0)))
+    logits = jax.lax.map(masks, padded.reshape(rounds, each, 2))
+    return logits.reshape(-1, *logits.shape[2:])[: len(pairs)]
 
 
 def build_model(config: Any) -> Detr:

@@ -1,5 +1,8 @@
 """Layers that never let padding change a result, shared by the backbone and the mask head."""
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,6 +56,55 @@ def convolve(
         rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve_windows(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "rows columns channels features"],
+    padding: tuple[int, int],
+) -> Float[Array, "batch new_height new_width features"]:
+    """Convolution of stride 1 with `padding` zeros before and behind each axis.
+
+    Its kernel's gradient is a matrix product for every tap. XLA would make it a convolution with a kernel as
+    large as the map, which takes a CPU up to a hundred times longer where maps are many.
+    """
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        [(length, length) for length in padding],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _convolve_windows_forward(x: Array, kernel: Array, padding: tuple[int, int]) -> tuple[Array, Any]:
+    return convolve_windows(x, kernel, padding), (x, kernel)
+
+
+def _convolve_windows_backward(
+    padding: tuple[int, int], residuals: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, kernel = residuals
+    rows, columns, channels, features = kernel.shape
+    height, width = gradient.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+    flat_gradient = gradient.reshape(-1, features)
+
+    def tap(i: int, j: int) -> Float[Array, "channels features"]:
+        window = padded[:, i : i + height, j : j + width].reshape(-1, channels)
+        return jnp.matmul(window.T, flat_gradient, preferred_element_type=jnp.float32)
+
+    taps = jnp.stack([tap(i, j) for i in range(rows) for j in range(columns)])
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    # One pixel more on all sides, cut off again: XLA's convolution on CPUs takes up to eight times longer
+    # where nothing is padded.
+    around = rows - padding[0], columns - padding[1]
+    x_gradient = convolve_windows(gradient, turned, around)[:, 1 : 1 + x.shape[1], 1 : 1 + x.shape[2]]
+    return x_gradient, taps.reshape(kernel.shape).astype(kernel.dtype)
+
+
+convolve_windows.defvjp(_convolve_windows_forward, _convolve_windows_backward)
 
 
 class Conv(nn.Module):

@@ -1,7 +1,9 @@
 """Attention maps and the FPN-style mask head, for a list of (image, query) pairs.
 
 Original: MHAttentionMap and MaskHeadSmallConv of models/segmentation.py, which run all queries of every
-image. Pairs are independent of one another, so any list of them gives the same masks.
+image. Pairs are independent of one another, so any list of them gives the same masks. Every convolution reads
+a sum of something of the image and something of the pair; being linear, it is computed apart for the two, the
+image's part once per image (`MaskHead.of_images`, `MaskHead.of_pairs`).
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from detr_jax.models import initializers
-from detr_jax.models.layers import Conv, GroupNorm, convolve, valid_mask, zero_outside
+from detr_jax.models.layers import Conv, GroupNorm, convolve_windows, valid_mask, zero_outside
+from detr_jax.models.upsampled import convolve_corners, convolve_upsampled, from_corners, to_corners
 
 
 class Features(NamedTuple):
@@ -32,51 +35,115 @@ class Features(NamedTuple):
     pyramid: tuple[Float[Array, "batch _ _ _"], ...]
 
 
-class AttentionMap(nn.Module):
-    """Attention weights of each query over the memory, one map per head.
+class ImageParts(NamedTuple):
+    """What the mask head has computed once per image.
 
     Attributes:
+      query: of the attention map.
+      key: of the attention map.
+      convolved: the image's part of every convolution that has one, coarse to fine.
+    """
+
+    query: Float[Array, "batch queries heads channels"]
+    key: Float[Array, "batch height width heads channels"]
+    convolved: tuple[Float[Array, "batch _ _ _"], ...]
+
+
+class AttentionMap(nn.Module):
+    """Attention weights of queries over the memory, one map per head.
+
+    Attributes:
+      features: of queries and memory.
       num_heads: heads; the softmax runs over all heads and positions together, as in the original.
       dtype: of the products; the softmax is float32.
     """
 
+    features: int = 256
     num_heads: int = 8
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        """Makes the layers."""
+        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": initializers.xavier_uniform}
+        self.query = nn.Dense(self.features, **options)
+        self.key = nn.Dense(self.features, **options)
+
+    def project(
+        self,
+        queries: Float[Array, "batch queries features"],
+        memory: Float[Array, "batch height width features"],
+    ) -> tuple[
+        Float[Array, "batch queries heads channels"], Float[Array, "batch height width heads channels"]
+    ]:
+        """Queries, scaled, and keys, by head."""
+        query, key = self.query(queries), self.key(memory)
+        query = query.reshape(*query.shape[:2], self.num_heads, -1)
+        key = key.reshape(*key.shape[:3], self.num_heads, -1)
+        return query / jnp.sqrt(query.shape[-1]).astype(query.dtype), key
+
+    def __call__(
+        self,
+        query: Float[Array, "pairs heads channels"],
+        key: Float[Array, "pairs height width heads channels"],
+        mask: Bool[Array, "pairs height width"],
+    ) -> Float[Array, "pairs height width heads"]:
+        """Returns the maps; zero outside the mask of valid pixels."""
+        scores = jnp.einsum("pnc,pyxnc->pyxn", query, key).astype(jnp.float32)
+        scores = jnp.where(mask[..., None], scores, -jnp.inf)
+        return jax.nn.softmax(scores, axis=(1, 2, 3)).astype(self.dtype)
+
+
+class Kernel(nn.Module):
+    """The weights of a 3x3 convolution.
+
+    Attributes:
+      channels: that it reads.
+      features: that it returns.
+      dtype: of the computation.
+    """
+
+    channels: int
+    features: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self,
-        queries: Float[Array, "batch queries features"],
-        memory: Float[Array, "batch height width features"],
-        mask: Bool[Array, "batch height width"],
-    ) -> Float[Array, "batch queries height width {self.num_heads}"]:
-        """Returns the maps; zero outside the mask of valid pixels."""
-        features = queries.shape[-1]
-        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": initializers.xavier_uniform}
-        query = nn.Dense(features, name="query", **options)(queries)
-        key = nn.Dense(features, name="key", **options)(memory)
-        query = query.reshape(*query.shape[:2], self.num_heads, -1)
-        key = key.reshape(*key.shape[:3], self.num_heads, -1)
-        query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
-        scores = jnp.einsum("bqnc,byxnc->bqyxn", query, key).astype(jnp.float32)
-        scores = jnp.where(mask[:, None, :, :, None], scores, -jnp.inf)
-        return jax.nn.softmax(scores, axis=(2, 3, 4)).astype(self.dtype)
+    ) -> tuple[Float[Array, "3 3 {self.channels} {self.features}"], Float[Array, "{self.features}"]]:
+        """Returns kernel and bias."""
+        shape = (3, 3, self.channels, self.features)
+        kernel = self.param("kernel", initializers.kaiming_uniform, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class MaskHead(nn.Module):
     """Attention map, then convolutions that double the resolution and add a backbone level three times.
 
     Attributes:
+      hidden_dim: features of queries and memory.
       num_heads: heads of the attention map.
       stride: image pixels per memory pixel, 32 or 16.
       dtype: of the convolutions; norms are float32.
     """
 
+    hidden_dim: int = 256
     num_heads: int = 8
     stride: int = 32
     dtype: DTypeLike = jnp.float32
 
-    @nn.compact
+    def setup(self) -> None:
+        """Makes the layers; their names are those of the parameters."""
+        hidden = self.hidden_dim
+        self.attention = AttentionMap(hidden, self.num_heads, self.dtype)
+        widths = [hidden + self.num_heads] * 2 + [hidden // 2**level for level in (1, 2, 3, 4)]
+        for number, (channels, features) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+            setattr(self, f"conv{number}", Kernel(channels, features, self.dtype))
+            setattr(self, f"norm{number}", GroupNorm())
+        for level in (1, 2, 3):
+            setattr(self, f"adapter{level}", Conv(hidden // 2**level, dtype=self.dtype))
+        self.out = Kernel(hidden // 16, 1, self.dtype)
+
     def __call__(
         self, features: Features, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
     ) -> Float[Array, "pairs quarter_height quarter_width"]:
@@ -87,26 +154,66 @@ class MaskHead(nn.Module):
           size: their valid height and width, in image pixels.
           pairs: image and query of each mask; padding may repeat any pair.
         """
-        image, query = pairs[:, 0], pairs[:, 1]
-        hidden = features.memory.shape[-1]
-        mask = valid_mask(size, features.memory.shape[1:3], self.stride)
-        attention = AttentionMap(self.num_heads, self.dtype, name="attention")
-        maps = attention(features.queries, features.memory, mask)[image, query]
-        projected = zero_outside(features.projected.astype(self.dtype), mask)
+        return self.of_pairs(self.of_images(features, size), size, pairs)
 
-        mask = mask[image]
-        x = SplitConv(hidden + self.num_heads, self.dtype, name="conv1")(projected, maps, image)
-        x = self.normalize(x, mask, "norm1")
-        x = Conv(hidden // 2, 3, dtype=self.dtype, name="conv2")(x)
-        x = self.normalize(x, mask, "norm2")
+    def of_images(self, features: Features, size: Int[Array, "batch 2"]) -> ImageParts:
+        """What all pairs of an image share."""
+        query, key = self.attention.project(features.queries, features.memory)
+        mask = valid_mask(size, features.projected.shape[1:3], self.stride)
+        kernel, bias = self.conv1()
+        projected = zero_outside(features.projected.astype(self.dtype), mask)
+        convolved = [convolve_windows(projected, kernel[:, :, : self.hidden_dim], (1, 1)) + bias]
         for level, fine in enumerate(features.pyramid, start=1):
-            width = hidden // 2**level
-            mask = valid_mask(size, fine.shape[1:3], 32 // 2**level)[image]
-            adapted = Conv(width, dtype=self.dtype, name=f"adapter{level}")(fine)
-            x = zero_outside(adapted[image] + upsample_nearest(x, fine.shape[1:3]), mask)
-            x = Conv(width // 2, 3, dtype=self.dtype, name=f"conv{level + 2}")(x)
-            x = self.normalize(x, mask, f"norm{level + 2}")
-        return Conv(1, 3, dtype=self.dtype, name="out")(x)[..., 0].astype(jnp.float32)
+            mask = valid_mask(size, fine.shape[1:3], 32 // 2**level)
+            adapted = zero_outside(getattr(self, f"adapter{level}")(fine), mask)
+            kernel, bias = getattr(self, f"conv{level + 2}")()
+            convolved.append(convolve_windows(adapted, kernel, (1, 1)) + bias)
+        return ImageParts(query, key, tuple(convolved))
+
+    def of_pairs(
+        self, parts: ImageParts, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
+    ) -> Float[Array, "pairs quarter_height quarter_width"]:
+        """Mask logits, see `__call__`."""
+        image, query = pairs[:, 0], pairs[:, 1]
+        size = size[image]
+        mask = valid_mask(size, parts.key.shape[1:3], self.stride)
+        x = self.attention(parts.query[image, query], parts.key[image], mask)
+        kernel, _ = self.conv1()
+        x = parts.convolved[0][image] + convolve_windows(x, kernel[:, :, self.hidden_dim :], (1, 1))
+        x = self.normalize(x, mask, "norm1")
+        kernel, bias = self.conv2()
+        x = self.normalize(convolve_windows(x, kernel, (1, 1)) + bias, mask, "norm2")
+        for level, convolved in enumerate(parts.convolved[1:], start=1):
+            x = self.add_level(x, convolved, size, image, level)
+        return x[..., 0].astype(jnp.float32)
+
+    def add_level(
+        self,
+        x: Float[Array, "pairs height width channels"],
+        convolved: Float[Array, "batch fine_height fine_width features"],
+        size: Int[Array, "pairs 2"],
+        image: Int[Array, " pairs"],
+        level: int,
+    ) -> Float[Array, "pairs fine_height fine_width _"]:
+        """Doubles the resolution and adds the image's part; the last level goes on to the logits."""
+        small, shape = x.shape[1:3], convolved.shape[1:3]
+        stride = 32 // 2**level
+        kernel, _ = getattr(self, f"conv{level + 2}")()
+        mask = valid_mask(size, shape, stride)
+        if small == shape:  # DC5: the memory has the resolution of C4
+            x = convolved[image] + convolve_windows(x, kernel, (1, 1))
+            return self.normalize(x, mask, f"norm{level + 2}")
+        x = convolve_upsampled(x, kernel, -(-size // stride))
+        x = to_corners(convolved, small)[image] + x
+        mask = to_corners(mask[..., None], small)
+        flat = (len(x), x.shape[1], -1)  # norms see a map of any shape
+        normalized = self.normalize(
+            x.reshape(*flat, x.shape[-1]), mask.reshape(flat), f"norm{level + 2}"
+        ).reshape(x.shape)
+        if level < 3:
+            return from_corners(normalized, shape)
+        kernel, bias = self.out()
+        return from_corners(convolve_corners(normalized, kernel), shape) + bias
 
     def normalize(
         self,
@@ -115,43 +222,4 @@ class MaskHead(nn.Module):
         name: str,
     ) -> Float[Array, "pairs height width channels"]:
         """Group norm and ReLU, zero outside the valid pixels."""
-        return zero_outside(nn.relu(GroupNorm(name=name)(x, mask)), mask)
-
-
-class SplitConv(nn.Module):
-    """The 3x3 convolution of [image features, attention maps], without ever concatenating them.
-
-    A convolution is linear in its channels: the image's part is computed once per image, the attention's
-    once per pair.
-
-    Attributes:
-      features: output channels.
-      dtype: of the computation.
-    """
-
-    features: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self,
-        projected: Float[Array, "batch height width channels"],
-        attention: Float[Array, "pairs height width heads"],
-        image: Int[Array, " pairs"],
-    ) -> Float[Array, "pairs height width {self.features}"]:
-        """Convolves; both inputs are zero outside their valid pixels, `image` is each pair's image."""
-        channels = projected.shape[-1] + attention.shape[-1]
-        kernel = self.param("kernel", initializers.kaiming_uniform, (3, 3, channels, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        image_kernel, attention_kernel = jnp.split(kernel.astype(self.dtype), [projected.shape[-1]], axis=2)
-        per_image = convolve(projected, image_kernel) + bias.astype(self.dtype)
-        return per_image[image] + convolve(attention, attention_kernel)
-
-
-def upsample_nearest(
-    x: Float[Array, "batch height width channels"], shape: tuple[int, ...]
-) -> Float[Array, "batch {shape[0]} {shape[1]} channels"]:
-    """Nearest-neighbour upsampling to twice the size, or one less; unchanged if the size is the same."""
-    if x.shape[1:3] == shape:
-        return x
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, : shape[0], : shape[1]]
+        return zero_outside(nn.relu(getattr(self, name)(x, mask)), mask)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detr_jax.models.layers import GroupNorm, convolve, valid_mask
+from detr_jax.models.layers import GroupNorm, convolve, convolve_windows, valid_mask
 
 
 def test_valid_mask_rounds_up():
@@ -27,6 +27,25 @@ def test_convolve_equals_pytorch(kernel_size, stride):
     )
     result = convolve(jnp.asarray(x), jnp.asarray(kernel), stride)
     np.testing.assert_allclose(result, expected.numpy().transpose(0, 2, 3, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel_size", "padding"), [((3, 3), (1, 1)), ((2, 2), (1, 1)), ((1, 2), (0, 1))])
+def test_convolve_windows_has_the_gradients_of_a_convolution(kernel_size, padding):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((3, 9, 8, 4)).astype(np.float32))
+    kernel = jnp.asarray(rng.standard_normal((*kernel_size, 4, 6)).astype(np.float32))
+
+    def plain(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        around = [(length, length) for length in padding]
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), around, dimension_numbers=layout)
+
+    expected, pull = jax.vjp(plain, x, kernel)
+    result, our_pull = jax.vjp(lambda x, kernel: convolve_windows(x, kernel, padding), x, kernel)
+    np.testing.assert_array_equal(result, expected)
+    gradient = jnp.asarray(rng.standard_normal(result.shape).astype(np.float32))
+    for ours, theirs in zip(our_pull(gradient), pull(gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 def test_group_norm_reads_valid_pixels_only():

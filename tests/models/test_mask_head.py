@@ -3,17 +3,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from detr_jax.models import detr
-from detr_jax.models.mask_head import upsample_nearest
-
-
-@pytest.mark.parametrize(("small", "large"), [((4, 5), (8, 9)), ((3, 3), (5, 6)), ((6, 7), (6, 7))])
-def test_upsampling_is_pytorchs_nearest(small, large):
-    x = np.random.default_rng(0).standard_normal((2, *small, 3)).astype(np.float32)
-    rows, columns = (np.arange(n) * m // n for n, m in zip(large, small, strict=True))
-    np.testing.assert_array_equal(upsample_nearest(jnp.asarray(x), large), x[:, rows][:, :, columns])
 
 
 def test_any_list_of_pairs_gives_the_same_masks(tiny_model, tiny_params, pictures):
@@ -28,3 +19,16 @@ def test_any_list_of_pairs_gives_the_same_masks(tiny_model, tiny_params, picture
     few = segment(tiny_params, outputs.features, size, every[chosen])
     np.testing.assert_allclose(few, masks[chosen], atol=1e-5)
     assert np.abs(np.asarray(masks[0] - masks[-1])).max() > 1e-3
+
+
+def test_pairs_beyond_one_round_are_the_same(tiny_model, tiny_params, pictures, monkeypatch):
+    size = jnp.array([[45, 60], [40, 33]])
+    outputs = jax.jit(functools.partial(detr.detect, tiny_model))(tiny_params, pictures, size)
+    pairs = jnp.array([[image, query] for query in range(7) for image in (1, 0)])
+    results = []
+    for at_once in (16, 4):
+        monkeypatch.setattr(detr, "PAIRS_AT_ONCE", at_once)
+        results.append(
+            jax.jit(functools.partial(detr.segment, tiny_model))(tiny_params, outputs.features, size, pairs)
+        )
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5)
