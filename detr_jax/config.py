@@ -79,13 +79,15 @@ def default_config() -> ConfigDict:
     data.eval_count = 0
     # Static shapes (height, width) that images are padded to.
     data.train_shapes = (
-        (640, 640),
-        (672, 1024),
-        (1024, 672),
-        (832, 1120),
-        (1120, 832),
-        (832, 1344),
-        (1344, 832),
+        (544, 736),
+        (640, 864),
+        (704, 960),
+        (768, 608),
+        (768, 1024),
+        (800, 1216),
+        (864, 736),
+        (1024, 800),
+        (1216, 800),
         (1344, 1344),
     )
     data.eval_shapes = (
@@ -121,6 +123,7 @@ def default_config() -> ConfigDict:
     checkpoint.keep = 2
 
     config.log_every_steps = 50
+    config.profile = 0  # writes a trace of this many steps to the workdir, for TensorBoard or Perfetto
     return config
 
 

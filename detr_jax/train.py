@@ -59,6 +59,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
     for number in range(first + 1, total_steps + 1):
         state, metrics = step(state, next(batches))
         last = number == total_steps
+        _trace(config.profile, number - first, last, Path(workdir) / "profile", metrics)
         if number == first + 1:
             jax.block_until_ready(metrics)
             reporter.start(number)
@@ -139,6 +140,15 @@ def _evaluate(
     if reporter.active and last:
         (Path(workdir) / "evaluation.json").write_text(json.dumps(result, indent=2))
     return result
+
+
+def _trace(steps: int, done: int, last: bool, folder: Path, metrics: dict[str, Any]) -> None:
+    """Traces a number of steps after the first, which compiles."""
+    if steps and done == 1 and not last:
+        jax.profiler.start_trace(str(folder))
+    elif steps and done > 1 and (done == 1 + steps or (last and done < 1 + steps)):
+        jax.block_until_ready(metrics)
+        jax.profiler.stop_trace()
 
 
 def _finite(step: int, metrics: dict[str, Any]) -> dict[str, float]:

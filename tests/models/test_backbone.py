@@ -1,9 +1,11 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detr_jax.models.backbone import Backbone, FrozenBatchNorm
+from detr_jax.models.backbone import Backbone, FrozenBatchNorm, convolve_stem, max_pool
+from detr_jax.models.layers import convolve
 
 
 def run(module, images, sizes, seed=0):
@@ -49,3 +51,22 @@ def test_frozen_batch_norm_is_batch_norm_in_evaluation():
     x = rng.standard_normal((5, 4)).astype(np.float32)
     expected = (x - params["mean"]) / np.sqrt(params["var"] + 1e-5) * params["scale"] + params["bias"]
     np.testing.assert_allclose(x * factor + shift, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(12, 14), (13, 15), (12, 15)])
+def test_stem_is_a_convolution_of_stride_2(shape):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, *shape, 3)).astype(np.float32))
+    kernel = jnp.asarray(rng.standard_normal((7, 7, 3, 8)).astype(np.float32))
+    np.testing.assert_allclose(convolve_stem(x, kernel), convolve(x, kernel, 2), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(12, 14), (13, 15), (12, 15)])
+def test_max_pool_has_the_gradient_of_flax_s(shape):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.random((2, *shape, 3)).astype(np.float32))
+    expected, pull = jax.vjp(lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))), x)
+    result, our_pull = jax.vjp(max_pool, x)
+    np.testing.assert_array_equal(result, expected)
+    gradient = jnp.asarray(rng.standard_normal(result.shape).astype(np.float32))
+    np.testing.assert_allclose(our_pull(gradient)[0], pull(gradient)[0], atol=1e-6)
