@@ -66,9 +66,11 @@ def assign(
     """
     assignment = np.full((cost.shape[0], *labels.shape), -1, np.int32)
     counts = (labels >= 0).sum(1)
+    # What SciPy would make of every matrix: doubles in a row, with fewer rows than columns.
+    matrices = cost[..., : counts.max(initial=0)].swapaxes(-1, -2).astype(np.float64, order="C")
     for layer, image in np.ndindex(*cost.shape[:2]):
         try:
-            queries, targets = linear_sum_assignment(cost[layer, image, :, : counts[image]])
+            targets, queries = linear_sum_assignment(matrices[layer, image, : counts[image]])
         except ValueError as error:
             raise FloatingPointError(
                 f"the matching cost of decoder layer {layer}, image {image} of the batch is not finite: "
