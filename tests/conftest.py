@@ -3,14 +3,13 @@
 import os
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 # Tests compile more than they compute; set before jax is imported.
-COMPILE_FAST = (
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+COMPILE_FAST = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know the flag
+    COMPILE_FAST.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*COMPILE_FAST, os.environ.get("XLA_FLAGS", "")])
 # Shared by the workers of pytest-xdist and by the programs that tests start: all inherit the variable.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
