@@ -1,9 +1,11 @@
 """What a run says while it goes on: progress on the terminal, metrics in files, curves."""
 
+import functools
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -27,10 +29,14 @@ class Reporter:
         self.console = Console(quiet=not self.active, highlight=False, soft_wrap=True)
         self._mark: tuple[int, float] | None = None
         if self.active:
-            from tensorboardX import SummaryWriter  # here, since it takes seconds to import
-
             self.workdir.mkdir(parents=True, exist_ok=True)
-            self._events = SummaryWriter(str(self.workdir))
+
+    @functools.cached_property
+    def _events(self) -> Any:
+        """Made when first written to: one that never was cannot close itself where an error ends a run."""
+        from tensorboardX import SummaryWriter  # here, since it takes seconds to import
+
+        return SummaryWriter(str(self.workdir))
 
     def say(self, text: str) -> None:
         """Prints a line."""
@@ -74,5 +80,5 @@ class Reporter:
 
     def close(self) -> None:
         """Writes what is left."""
-        if self.active:
+        if "_events" in self.__dict__:
             self._events.close()

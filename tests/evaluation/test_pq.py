@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import subprocess
 import sys
@@ -21,6 +22,11 @@ CATEGORIES = tuple(
         (200, "rug-merged", False),
         (201, "never seen", False),
     ]
+)
+
+needs_panopticapi = pytest.mark.skipif(
+    importlib.util.find_spec("panopticapi") is None,
+    reason="panopticapi is not installed (pip install --no-deps panopticapi-lite)",
 )
 
 
@@ -130,6 +136,7 @@ def measure(pairs):
     return quality
 
 
+@needs_panopticapi
 @pytest.mark.parametrize(
     "seed, ids",
     [
@@ -229,6 +236,7 @@ def test_the_table_is_in_percent():
     assert rows["never seen"] == ["-", "-", "-"]
 
 
+@needs_panopticapi
 def test_the_official_backend_is_the_official_code_with_jax_loaded():
     assert jax.jit(lambda x: x @ x)(jnp.ones((300, 300))).sum() > 0  # starts the threads
     pairs = random_pairs(6, 12, np.arange(1, 40))
@@ -239,6 +247,7 @@ def test_the_official_backend_is_the_official_code_with_jax_loaded():
     assert backend.table().splitlines()[:9] == measure(pairs).table().splitlines()[:9]
 
 
+@needs_panopticapi
 def test_the_official_backend_says_why_it_failed():
     truth = segmentation(halves(1, 2), {1: 1, 2: 7}, iscrowd=lambda position: 0)
     backend = OfficialPanopticQuality(CATEGORIES)
