@@ -1,0 +1,64 @@
+"""Reading and augmenting one training example (800/1333, panoptic), against transformers' DetrImageProcessor.
+
+python benchmarks/reading.py, with DETR_JAX_COCO_SAMPLE naming a folder in COCO's panoptic format.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+from PIL import Image
+
+from detr_jax.data.coco import CocoPanoptic
+from detr_jax.data.transforms import EvalTransform, Plan, apply, plan_eval
+
+CASES = ["from files to a mirrored example of 800/1333"]
+REPEATS = 5
+
+
+def _root() -> Path:
+    return Path(os.environ["DETR_JAX_COCO_SAMPLE"])
+
+
+def detr_jax(case: str) -> dict[str, Any]:
+    """Decode, number the segments, find boxes, mirror, resize image and map; uint8, masks stay one map."""
+    source = CocoPanoptic(_root(), "val2017")
+
+    def work() -> None:
+        for index in range(len(source)):
+            example = source[index]
+            apply(example, Plan(plan_eval(example.orig_size, EvalTransform()).size, flip=True))
+
+    return _per_image(measure.timed(work, REPEATS), len(source))
+
+
+def transformers(case: str) -> dict[str, Any]:
+    """Decode, mirror the image, then the processor: resize, normalise, masks and boxes."""
+    import transformers as peer
+
+    content = json.loads((_root() / "annotations/panoptic_val2017.json").read_text())
+    annotations = {entry["image_id"]: entry for entry in content["annotations"]}
+    processor = peer.DetrImageProcessor(format="coco_panoptic")
+
+    def work() -> None:
+        for entry in content["images"]:
+            annotation = annotations[entry["id"]]
+            with Image.open(_root() / "val2017" / entry["file_name"]) as image:
+                mirrored = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, ::-1])
+            target = {**annotation, "file_name": annotation["file_name"]}
+            processor(
+                mirrored, annotations=target, masks_path=_root() / "panoptic_val2017", return_tensors="pt"
+            )
+
+    return _per_image(measure.timed(work, REPEATS), len(content["images"]))
+
+
+def _per_image(result: dict[str, Any], count: int) -> dict[str, Any]:
+    return {**result, "seconds": [second / count for second in result["seconds"]]}
+
+
+if __name__ == "__main__":
+    measure.compare(__file__, {"detr_jax": detr_jax, "transformers": transformers}, CASES)

@@ -1,0 +1,89 @@
+"""How much of what is computed is padding: padded over valid pixels, from the sizes in an annotation file.
+
+python benchmarks/static_shapes.py [--annotations=panoptic_val2017.json]
+
+Without a file, sizes are drawn like COCO's: its images come from a website that limited the long side to 640
+or 500 pixels, and most have the proportions 4:3 or 3:2.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detr_jax.config import default_config
+from detr_jax.data.order import TrainOrder, plan_evaluation
+from detr_jax.data.transforms import EvalTransform, TrainTransform, plan_eval
+
+# (height, width) and how many of a hundred images have it: an estimate, not a count.
+COCO_LIKE = {
+    (480, 640): 34, (427, 640): 14, (426, 640): 5, (425, 640): 3, (428, 640): 3, (360, 640): 3,
+    (640, 480): 11, (640, 427): 5, (640, 426): 2, (640, 428): 1, (375, 500): 5, (333, 500): 4,
+    (500, 375): 2, (500, 333): 1,
+    (640, 640): 2, (612, 612): 1,
+}  # fmt: skip
+
+
+def draw_sizes(count: int) -> np.ndarray:
+    """Sizes like COCO's; four of a hundred are of any proportion up to 2:1."""
+    rng = np.random.default_rng(0)
+    known = np.array(list(COCO_LIKE))
+    weights = np.array(list(COCO_LIKE.values()), float)
+    sizes = known[rng.choice(len(known), count, p=weights / weights.sum())]
+    odd = rng.random(count) < 0.04
+    short = rng.integers(320, 641, count)
+    any_size = np.where(rng.random(count)[:, None] < 0.5, np.stack([short, 640 + 0 * short], 1), 640)
+    any_size[:, 1] = np.where(any_size[:, 0] == 640, short, 640)
+    return np.where(odd[:, None], any_size, sizes)
+
+
+def read_sizes(path: str) -> np.ndarray:
+    """Sizes in a COCO annotation file."""
+    images = json.loads(Path(path).read_text())["images"]
+    return np.array([(entry["height"], entry["width"]) for entry in images])
+
+
+def evaluation_ratio(sizes: np.ndarray, shapes: Any, batch_size: int) -> float:
+    """Padded over valid pixels of one evaluation, images that fill up the last batches included."""
+    padded = valid = 0
+    settings = EvalTransform()
+    for rows in plan_evaluation(sizes, batch_size=batch_size, shapes=shapes, settings=settings):
+        padded += batch_size * rows.shape[0] * rows.shape[1]
+        valid += sum(np.prod(plan_eval(tuple(sizes[i].tolist()), settings).size) for i in rows.indices)
+    return padded / valid
+
+
+def training_ratio(sizes: np.ndarray, shapes: Any, batch_size: int, settings: TrainTransform) -> float:
+    """Padded over valid pixels of one epoch of multi-scale training."""
+    order = TrainOrder(sizes, batch_size=batch_size, shapes=shapes, settings=settings, seed=0)
+    padded = valid = 0
+    for step in range(order.batches_per_epoch):
+        rows = order[step]
+        padded += len(rows.indices) * rows.shape[0] * rows.shape[1]
+        valid += sum(np.prod(order.plan(index, rows.epoch).size) for index in rows.indices)
+    return padded / valid
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--annotations")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--count", type=int, default=20000, help="of drawn sizes")
+    arguments = parser.parse_args()
+    sizes = read_sizes(arguments.annotations) if arguments.annotations else draw_sizes(arguments.count)
+    data, one = default_config().data, ((1344, 1344),)
+    settings = TrainTransform()
+    print(f"{len(sizes)} images, batches of {arguments.batch_size}\n")
+    print("| | shapes | padded / valid pixels |\n| --- | --- | --- |")
+    for name, shapes in (("evaluation", data.eval_shapes), ("evaluation, one shape", one)):
+        print(f"| {name} | {len(shapes)} | {evaluation_ratio(sizes, shapes, arguments.batch_size):.3f} |")
+    for name, shapes in (("training", data.train_shapes), ("training, one shape", one)):
+        ratio = training_ratio(sizes, shapes, arguments.batch_size, settings)
+        print(f"| {name} | {len(shapes)} | {ratio:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
