@@ -6,6 +6,7 @@ for every side and round, so that both see the same machine, prints a table and 
 
 import argparse
 import json
+import os
 import platform
 import re
 import statistics
@@ -139,7 +140,7 @@ def machine() -> dict[str, Any]:
             continue
     return {
         "cpu": model.group(1) if model else platform.processor(),
-        "cores": len(__import__("os").sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": versions,
     }

@@ -115,8 +115,8 @@ def max_pool(
 ) -> Float[Array, "batch half_height half_width channels"]:
     """The largest of 3x3 at every second pixel, of maps that are nowhere negative.
 
-    Its gradient is that of comparing shifted maps: XLA's own takes a CPU ten times longer. Both agree unless
-    two pixels of a window are equal and largest; then this one divides the gradient among them.
+    Its gradient is that of comparing shifted maps: XLA's own takes a CPU three to eight times longer. Both
+    agree unless two pixels of a window are equal and largest; then this one divides the gradient among them.
     """
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
