@@ -221,7 +221,7 @@ class Backbone(nn.Module):
         mask = valid_mask(size, half, 2)
         stem = ConvNorm(self.width, 7, 2, norm=self.norm, dtype=self.dtype, name="conv1")
         x = zero_outside(nn.relu(stem(images.astype(self.dtype), mask)), mask)
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = max_pool(x)
         total_stride = 4
         mask = valid_mask(size, x.shape[1:3], total_stride)
         pyramid = []
