@@ -40,6 +40,7 @@ def default_config() -> ConfigDict:
     model.feedforward_dim = 2048
     model.dropout = 0.1
     model.dtype = "float32"  # of the computation; or "bfloat16"
+    model.remat = False  # True: less memory in training, more time
 
     # The lambdas of the paper's Eqs. 4, 8 and 14; here as in the original code.
     config.loss = loss = ConfigDict()

@@ -13,11 +13,11 @@ from jaxtyping import Float, Int, UInt8
 
 from detr_jax import parallel
 from detr_jax.data.source import Category
+from detr_jax.fusion import DeviceSegmentation, Survivors, fuse, surviving_queries
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, Outputs
 from detr_jax.models.mask_head import Features
 from detr_jax.pairs import LENGTHS, pad_pairs, padded_length, query_pairs
-from detr_jax.panoptic import PanopticSegmentation, Survivors, panoptic_segmentations, surviving_queries
 
 
 class Detections(NamedTuple):
@@ -53,7 +53,7 @@ class Inference:
           params: its parameters, already on the devices (`parallel.replicate`); may be replaced later.
           categories: what its classes are.
           threshold: least class probability of a query that survives.
-          merge_stuff: "first" or "always", see `panoptic_segmentations`.
+          merge_stuff: "first" or "always", see `fuse`.
           pair_lengths: static numbers of pairs per image.
           devices: to run on; all local ones by default.
         """
@@ -104,13 +104,13 @@ class Inference:
         images: UInt8[np.ndarray, "batch height width 3"],
         size: Int[np.ndarray, "batch 2"],
         orig_size: Int[np.ndarray, "batch 2"],
-    ) -> tuple[list[PanopticSegmentation], Detections]:
-        """Panoptic segmentation of a batch.
+    ) -> tuple[list[DeviceSegmentation], Detections]:
+        """Panoptic segmentation of a batch; the maps stay on the devices until they are fetched.
 
         Args:
           images: RGB, top-left aligned.
           size: valid height and width of each.
-          orig_size: height and width of each returned map.
+          orig_size: height and width of each map.
         """
         detections, features = self.detect(images, size)
         survivors = [
@@ -118,21 +118,19 @@ class Inference:
         ]
         if not any(len(one.queries) for one in survivors):
             nothing = np.zeros((0, 1, 1), np.float32)
-            return self._assemble(survivors, nothing, size, orig_size), detections
+            return self._fuse(survivors, nothing, size, orig_size), detections
         mask_logits = self.masks(features, size, [one.queries for one in survivors])
         per_device = len(images) // len(mask_logits)
         segmentations = []
         for device, logits in enumerate(mask_logits):
             part = slice(device * per_device, (device + 1) * per_device)
-            segmentations += self._assemble(survivors[part], logits, size[part], orig_size[part])
+            segmentations += self._fuse(survivors[part], logits, size[part], orig_size[part])
         return segmentations, detections
 
-    def _assemble(
+    def _fuse(
         self, survivors: list[Survivors], mask_logits: Any, size: Any, orig_size: Any
-    ) -> list[PanopticSegmentation]:
-        return panoptic_segmentations(
-            survivors, mask_logits, size, orig_size, self.categories, self.merge_stuff
-        )
+    ) -> list[DeviceSegmentation]:
+        return fuse(survivors, mask_logits, size, orig_size, self.categories, self.merge_stuff)
 
     def _detect_on_device(self, params: Any, images: Any, size: Any) -> Outputs:
         outputs = detr.detect(self.model, params, images, size)

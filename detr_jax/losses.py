@@ -123,19 +123,17 @@ def detection_losses(
     }
 
 
-def mask_losses(
+def pair_losses(
     mask_logits: Float[Array, "pairs quarter_height quarter_width"],
     targets: Targets,
     pairs: Int[Array, "pairs 3"],
-    mean: Callable[[Any], Any] = _same,
-) -> dict[str, Scalar]:
-    """Dice and focal losses at full resolution, over valid pixels (Eqs. 10-13).
+) -> dict[str, Float[Array, " pairs"]]:
+    """Dice and focal loss of every mask at full resolution, over valid pixels (Eqs. 10-13).
 
     Args:
-      mask_logits: at a quarter of the resolution, one per pair.
+      mask_logits: at a quarter of the resolution.
       targets: of the batch.
-      pairs: image, query and target of each mask; target -1 is padding.
-      mean: average over devices.
+      pairs: image, query and target of each mask; target -1 is padding, with a loss of zero.
 
     Returns:
       loss_mask (focal, alpha 0.25, gamma 2) and loss_dice.
@@ -145,17 +143,27 @@ def mask_losses(
     logits = resize_bilinear(mask_logits, -(-size // 4), size, shape)
     valid = valid_mask(size, shape, 1)
     wanted = targets.segment_map[image] == (target + 1)[:, None, None]
-    count = target_number(targets, mean)
-
-    def pair_sum(x: Float[Array, " pairs"]) -> Scalar:
-        return jnp.where(target >= 0, x, 0.0).sum() / count
 
     pixels = valid.sum((1, 2))
     focal = jnp.where(valid, focal_loss(logits, wanted), 0.0).sum((1, 2)) / pixels
     probability = jnp.where(valid, jax.nn.sigmoid(logits), 0.0)
     both = jnp.where(wanted, probability, 0.0).sum((1, 2))
     dice = 1.0 - (2.0 * both + 1.0) / (probability.sum((1, 2)) + wanted.sum((1, 2)) + 1.0)
-    return {"loss_mask": pair_sum(focal), "loss_dice": pair_sum(dice)}
+    return {name: jnp.where(target >= 0, x, 0.0) for name, x in (("loss_mask", focal), ("loss_dice", dice))}
+
+
+def mask_losses(
+    of_pairs: dict[str, Float[Array, " pairs"]], targets: Targets, mean: Callable[[Any], Any] = _same
+) -> dict[str, Scalar]:
+    """Sums `pair_losses` and divides them by the number of targets.
+
+    Args:
+      of_pairs: the losses of every mask of the batch.
+      targets: of the batch.
+      mean: average over devices.
+    """
+    count = target_number(targets, mean)
+    return {name: values.sum() / count for name, values in of_pairs.items()}
 
 
 def focal_loss(

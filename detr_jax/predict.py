@@ -89,7 +89,7 @@ class Predictor:
           dilation: whether it is a DC5 model, which tensors do not tell; by default if "dc5" is in the name.
           categories: of a checkpoint that was not trained on COCO.
           threshold: least class probability of a segment.
-          merge_stuff: "first" as the original, or "always", see `panoptic_segmentations`.
+          merge_stuff: "first" as the original, or "always", see `fusion.fuse`.
           dtype: of the computation, "float32" or "bfloat16".
 
         Raises:
@@ -127,7 +127,7 @@ class Predictor:
         resized = self._resize(pixels)
         canvas, size = _pad([resized], self._static_shape(resized.shape[:2]))
         orig_size = np.array([pixels.shape[:2]], np.int32)
-        return self._inference.segment(canvas, size, orig_size)[0][0]
+        return self._inference.segment(canvas, size, orig_size)[0][0].fetch()
 
     def detect(self, image: ImageLike, threshold: float = 0.7) -> list[dict[str, Any]]:
         """Boxes in an image, of things and of what stuff the model knows, in COCO's result format.

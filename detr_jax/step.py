@@ -8,6 +8,7 @@ The forward pass runs once: its vjp is a pytree and crosses from the first progr
 callback sits inside a compiled program, and the mask head runs on the matched queries alone.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -16,7 +17,15 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from detr_jax import parallel
-from detr_jax.losses import LossWeights, Targets, by_layer, detection_losses, mask_losses, total_loss
+from detr_jax.losses import (
+    LossWeights,
+    Targets,
+    by_layer,
+    detection_losses,
+    mask_losses,
+    pair_losses,
+    total_loss,
+)
 from detr_jax.matching import MatchingWeights, assign, assign_on_device, matching_cost
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, Outputs
@@ -117,8 +126,15 @@ class TrainStep:
                 outputs.logits, outputs.boxes, targets, assignment, self.loss_weights.no_object, parallel.mean
             )
             if pairs is not None:
-                mask_logits = detr.segment(self.model, head, outputs.features, targets.size, pairs[:, :2])
-                losses |= mask_losses(mask_logits, targets, pairs, parallel.mean)
+                of_pairs = detr.segment(
+                    self.model,
+                    head,
+                    outputs.features,
+                    targets.size,
+                    pairs,
+                    functools.partial(pair_losses, targets=targets),
+                )
+                losses |= mask_losses(of_pairs, targets, parallel.mean)
             return total_loss(losses, self.loss_weights), losses
 
         head = {name: trained[name] for name in ("mask_head",) if name in trained}

@@ -16,11 +16,12 @@ from detr_jax.data import eval_data, load_source, train_data
 from detr_jax.data.categories import to_json
 from detr_jax.data.source import Example, Source
 from detr_jax.evaluation.evaluate import evaluate_detection, evaluate_panoptic
+from detr_jax.fusion import DeviceSegmentation
 from detr_jax.inference import Inference
 from detr_jax.initialize import check_classes, read_params, starting_params
 from detr_jax.models.detr import build_model
 from detr_jax.optim import make_optimizer
-from detr_jax.panoptic import PanopticSegmentation
+from detr_jax.panoptic import PanopticSegmentation, from_example
 from detr_jax.reporting import Reporter
 from detr_jax.step import TrainState, TrainStep
 
@@ -128,9 +129,10 @@ def _evaluate(
     else:
         pictures = itertools.count() if last else itertools.count(settings.pictures)
 
-        def draw(example: Example, truth: PanopticSegmentation, prediction: PanopticSegmentation) -> None:
+        def draw(example: Example, prediction: DeviceSegmentation) -> None:
             if reporter.active and next(pictures) < settings.pictures:
-                _draw(Path(workdir) / "pictures", example, truth, prediction)
+                truth = from_example(example, source.categories)
+                _draw(Path(workdir) / "pictures", example, truth, prediction.fetch())
 
         result, table = evaluate_panoptic(inference, batches, settings.backend, draw)
         scores = {f"val_{key}_{group.lower()}": result[group][key] for group, key in _scores()}

@@ -10,6 +10,7 @@ from detr_jax.losses import (
     detection_losses,
     focal_loss,
     mask_losses,
+    pair_losses,
     total_loss,
 )
 
@@ -73,7 +74,7 @@ def test_perfect_predictions_cost_nothing(targets):
     losses = detection_losses(jnp.asarray(logits), jnp.asarray(boxes), targets, ASSIGNMENT[1:])
     assert all(abs(float(value[0])) < 1e-5 for value in losses.values()), losses
     empty = targets._replace(segment_map=jnp.zeros_like(targets.segment_map))
-    masks = mask_losses(jnp.asarray(mask_logits), empty, PAIRS)
+    masks = mask_losses(pair_losses(jnp.asarray(mask_logits), empty, PAIRS), empty)
     assert all(abs(float(value)) < 1e-5 for value in masks.values()), masks
 
 
@@ -92,13 +93,13 @@ def test_dice_loss_is_equation_10():
     target[0, :, :16] = 1
     targets = Targets(jnp.array([[7]]), jnp.zeros((1, 1, 4)), jnp.asarray(target), jnp.array([[32, 32]]))
     logits = np.zeros((1, 8, 8), np.float32)  # probability one half everywhere
-    losses = mask_losses(jnp.asarray(logits), targets, jnp.array([[0, 0, 0]]))
+    losses = mask_losses(pair_losses(jnp.asarray(logits), targets, jnp.array([[0, 0, 0]])), targets)
     np.testing.assert_allclose(losses["loss_dice"], 1 - (2 * 256 + 1) / (512 + 512 + 1), rtol=1e-5)
 
 
 def test_padding_changes_nothing(outputs, targets):
     mask_logits = np.random.default_rng(2).standard_normal((4, 10, 14)).astype(np.float32)
-    before = mask_losses(jnp.asarray(mask_logits), targets, PAIRS)
+    before = mask_losses(pair_losses(jnp.asarray(mask_logits), targets, PAIRS), targets)
     canvas = np.full((2, 64, 80), 9, np.uint8)
     canvas[0, :40, :56] = targets.segment_map[0]
     canvas[1, :31, :47] = targets.segment_map[1, :31, :47]
@@ -110,7 +111,7 @@ def test_padding_changes_nothing(outputs, targets):
     pairs = jnp.concatenate([PAIRS, jnp.array([[0, 0, -1]] * 3)])
     logits = np.full((7, 16, 20), 99.0, np.float32)
     logits[:4, :10, :14] = mask_logits
-    after = mask_losses(jnp.asarray(logits), padded, pairs)
+    after = mask_losses(pair_losses(jnp.asarray(logits), padded, pairs), padded)
     for name in before:
         np.testing.assert_allclose(after[name], before[name], rtol=1e-5)
     assignment = jnp.pad(ASSIGNMENT, ((0, 0), (0, 0), (0, 2)), constant_values=-1)
@@ -123,7 +124,7 @@ def test_an_image_without_targets_has_finite_gradients(outputs, targets):
 
     def total(logits, boxes, mask_logits):
         losses = detection_losses(logits, boxes, nothing, jnp.full((2, 2, 3), -1))
-        losses |= mask_losses(mask_logits, nothing, jnp.array([[0, 0, -1]]))
+        losses |= mask_losses(pair_losses(mask_logits, nothing, jnp.array([[0, 0, -1]])), nothing)
         return total_loss(losses, LossWeights())
 
     gradients = jax.grad(total, argnums=(0, 1, 2))(*outputs, jnp.zeros((1, 10, 14)))
@@ -132,7 +133,7 @@ def test_an_image_without_targets_has_finite_gradients(outputs, targets):
 
 def test_total_is_equation_4(outputs, targets):
     losses = detection_losses(*outputs, targets, ASSIGNMENT)
-    losses |= mask_losses(jnp.ones((4, 10, 14)), targets, PAIRS)
+    losses |= mask_losses(pair_losses(jnp.ones((4, 10, 14)), targets, PAIRS), targets)
     weights = LossWeights(cls=0.5, count=0.3, box=5.0, iou=2.0, l1=1.5, seg=3.0, dice=0.7, focal=20.0)
     named = {name: float(value) for name, value in by_layer(losses).items()}
     assert {"loss_ce", "loss_ce_0", "loss_mask"} <= named.keys()

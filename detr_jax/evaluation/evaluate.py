@@ -10,11 +10,12 @@ from detr_jax import parallel
 from detr_jax.data.source import Category, Example
 from detr_jax.evaluation.detection import CocoDetection, detections
 from detr_jax.evaluation.pq import OfficialPanopticQuality, PanopticQuality
+from detr_jax.fusion import DeviceSegmentation
 from detr_jax.inference import Inference
-from detr_jax.panoptic import PanopticSegmentation, from_example
+from detr_jax.panoptic import from_example, segments_info
 
 EvalBatches = Iterable[tuple[dict[str, Any], list[Example]]]
-OnImage = Callable[[Example, PanopticSegmentation, PanopticSegmentation], None]
+OnImage = Callable[[Example, DeviceSegmentation], None]
 
 
 def make_quality(
@@ -48,7 +49,7 @@ def evaluate_panoptic(
       inference: the model.
       batches: as `eval_batches` yields them, over this process's part of the data set.
       backend: see `make_quality`.
-      on_image: called with each example, its ground truth and its prediction.
+      on_image: called with each example and its prediction.
 
     Returns:
       The result, see `PanopticQuality.result`, over all processes; and the table to print.
@@ -56,14 +57,27 @@ def evaluate_panoptic(
     quality = make_quality(inference.categories, backend)
     for batch, examples in batches:
         predictions, _ = inference.segment(batch["image"], batch["size"], batch["orig_size"])
-        for example, prediction in zip(examples, predictions, strict=False):
-            truth = from_example(example, inference.categories)
-            quality.update(truth, prediction, example.image_id)
-            if on_image is not None:
-                on_image(example, truth, prediction)
+        pairs = list(zip(examples, predictions, strict=False))  # a last batch ends in padding
+        if isinstance(quality, PanopticQuality):
+            _add_overlaps(quality, pairs)
+        else:
+            for example, prediction in pairs:
+                truth = from_example(example, inference.categories)
+                quality.update(truth, prediction.fetch(), example.image_id)
+        if on_image is not None:
+            for example, prediction in pairs:
+                on_image(example, prediction)
     if isinstance(quality, PanopticQuality):
         quality.counts = np.sum(parallel.gather(quality.counts), axis=0)
     return quality.result(), quality.table()
+
+
+def _add_overlaps(quality: PanopticQuality, pairs: list[tuple[Example, DeviceSegmentation]]) -> None:
+    """Compares maps where the predictions are; only tables of shared pixels come to the host."""
+    tables = [prediction.overlaps(example.segment_map, len(example.labels)) for example, prediction in pairs]
+    for (example, prediction), table in zip(pairs, jax.device_get(tables), strict=True):
+        truth = segments_info(example, quality.categories)
+        quality.add(table, truth, prediction.segments_info, example.image_id)
 
 
 def evaluate_detection(inference: Inference, batches: EvalBatches) -> dict[str, float]:

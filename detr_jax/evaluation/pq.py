@@ -61,13 +61,41 @@ class PanopticQuality:
                 f"the ground truth {ground_truth.segment_map.shape}."
             )
         overlaps = _overlaps(ground_truth, prediction)
-        _check_listing(prediction, overlaps.sum(0), image_id)
+        if overlaps[:, -1].any():  # a map and a list that disagree are a bug that no number should hide
+            listed = [0] + [info["id"] for info in prediction.segments_info]
+            unlisted = np.setdiff1d(prediction.segment_map, listed)
+            raise ValueError(f"Image {image_id}: segment {unlisted[0]} has pixels, but is not listed.")
+        self.add(overlaps, ground_truth.segments_info, prediction.segments_info, image_id)
+
+    def add(
+        self,
+        overlaps: Int[np.ndarray, "rows columns"],
+        true_segments: list[dict[str, Any]],
+        predicted_segments: list[dict[str, Any]],
+        image_id: int,
+    ) -> None:
+        """Adds one image whose maps were compared elsewhere, as by `DeviceSegmentation.overlaps`.
+
+        Args:
+          overlaps: pixels that two segments share: row 0 void, then the true segments in their order, then
+            whatever else the ground truth has; columns likewise of the prediction.
+          true_segments: segments_info of the ground truth.
+          predicted_segments: segments_info of the prediction.
+          image_id: named in errors.
+
+        Raises:
+          ValueError: a class is not in the categories, or a predicted segment has no pixels.
+        """
+        overlaps = overlaps[:, : len(predicted_segments) + 1].astype(np.int64)
+        for info, area in zip(predicted_segments, overlaps.sum(0)[1:], strict=True):
+            if area == 0:
+                raise ValueError(f"Image {image_id}: segment {info['id']} is listed, but has no pixels.")
         self._count(
             overlaps,
-            true_class=self._classes(ground_truth, image_id),
-            predicted_class=self._classes(prediction, image_id),
-            true_areas=np.array([info["area"] for info in ground_truth.segments_info], np.int64),
-            iscrowd=np.array([info.get("iscrowd", 0) for info in ground_truth.segments_info], bool),
+            true_class=self._classes(true_segments, image_id),
+            predicted_class=self._classes(predicted_segments, image_id),
+            true_areas=np.array([info["area"] for info in true_segments], np.int64),
+            iscrowd=np.array([info.get("iscrowd", 0) for info in true_segments], bool),
         )
 
     def merge(self, other: "PanopticQuality") -> None:
@@ -100,28 +128,28 @@ class PanopticQuality:
         """The result to print."""
         return format_table(self.result(), self.categories)
 
-    def _classes(self, segmentation: PanopticSegmentation, image_id: int) -> Int64[np.ndarray, " segments"]:
+    def _classes(self, segments: list[dict[str, Any]], image_id: int) -> Int64[np.ndarray, " segments"]:
         """The position of each segment's class among the categories."""
-        for info in segmentation.segments_info:
+        for info in segments:
             if info["category_id"] not in self._index:
                 raise ValueError(
                     f"Image {image_id}: segment {info['id']} is of class {info['category_id']}, "
                     "which is no category."
                 )
-        return np.array([self._index[info["category_id"]] for info in segmentation.segments_info], np.int64)
+        return np.array([self._index[info["category_id"]] for info in segments], np.int64)
 
     def _count(
         self,
-        overlaps: Int64[np.ndarray, "truths_and_2 predictions_and_2"],
+        overlaps: Int64[np.ndarray, "rows predictions_and_1"],
         true_class: Int64[np.ndarray, " truths"],
         predicted_class: Int64[np.ndarray, " predictions"],
         true_areas: Int64[np.ndarray, " truths"],
         iscrowd: Bool[np.ndarray, " truths"],
     ) -> None:
-        """Adds to the counts; rows and columns of `overlaps` are void, the segments, unlisted ids."""
-        shared = overlaps[1:-1, 1:-1]
-        predicted_areas = overlaps[:, 1:-1].sum(0)
-        void = overlaps[0, 1:-1]
+        """Adds to the counts; see `add`."""
+        shared = overlaps[1 : len(true_class) + 1, 1:]
+        predicted_areas = overlaps[:, 1:].sum(0)
+        void = overlaps[0, 1:]
         comparable = (true_class[:, None] == predicted_class[None]) & ~iscrowd[:, None] & (shared > 0)
         # Void pixels of a prediction do not count against it. Segments of one map do not overlap, so an IoU
         # above one half is unique and needs no assignment.
@@ -270,16 +298,3 @@ def _positions(ids: Int[np.ndarray, " runs"], infos: list[dict[str, Any]]) -> In
     order = np.argsort(listed)
     nearest = order[np.searchsorted(listed, ids, sorter=order).clip(max=len(listed) - 1)]
     return np.where(listed[nearest] == ids, nearest, len(listed))
-
-
-def _check_listing(
-    prediction: PanopticSegmentation, areas: Int64[np.ndarray, " segments_and_2"], image_id: int
-) -> None:
-    """A map and a list that disagree are a bug that no number should hide."""
-    for info, area in zip(prediction.segments_info, areas[1:-1], strict=True):
-        if area == 0:
-            raise ValueError(f"Image {image_id}: segment {info['id']} is listed, but has no pixels.")
-    if areas[-1]:
-        listed = [0] + [info["id"] for info in prediction.segments_info]
-        unlisted = np.setdiff1d(prediction.segment_map, listed)
-        raise ValueError(f"Image {image_id}: segment {unlisted[0]} has pixels, but is not listed.")

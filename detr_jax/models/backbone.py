@@ -198,6 +198,7 @@ class Backbone(nn.Module):
       norm: "frozen_batch" (published weights) or "group" (training from scratch).
       dilation: keep stride 16 in the last stage and dilate its convolutions instead (DC5).
       dtype: of the computation.
+      remat: compute blocks again for gradients instead of keeping what is inside them.
     """
 
     depth: int = 50
@@ -205,6 +206,7 @@ class Backbone(nn.Module):
     norm: Norm = "frozen_batch"
     dilation: bool = False
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -217,6 +219,7 @@ class Backbone(nn.Module):
           size: valid height and width.
         """
         blocks, bottleneck = RESNETS[self.depth]
+        make_block = nn.remat(Block) if self.remat else Block
         half = -(-images.shape[1] // 2), -(-images.shape[2] // 2)
         mask = valid_mask(size, half, 2)
         stem = ConvNorm(self.width, 7, 2, norm=self.norm, dtype=self.dtype, name="conv1")
@@ -234,7 +237,7 @@ class Backbone(nn.Module):
                 new_mask = valid_mask(size, shape, total_stride)
                 # As in torchvision, the first block of a dilated stage keeps the dilation before it.
                 dilation = 2 if dilate and index > 0 else 1
-                block = Block(
+                block = make_block(
                     self.width * 2**stage,
                     bottleneck,
                     stride,

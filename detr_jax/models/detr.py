@@ -81,6 +81,7 @@ class Detr(nn.Module):
       feedforward_dim: hidden features of the feed-forward networks.
       dropout: rate in the transformer.
       dtype: of the computation; parameters, softmax, norms and outputs are float32.
+      remat: keep less for gradients, and compute blocks and layers again for them.
     """
 
     num_classes: int = 250
@@ -97,6 +98,7 @@ class Detr(nn.Module):
     feedforward_dim: int = 2048
     dropout: float = 0.1
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @property
     def stride(self) -> int:
@@ -105,7 +107,9 @@ class Detr(nn.Module):
 
     def setup(self) -> None:
         """Makes the parts; their names are those of the parameters."""
-        self.backbone = Backbone(self.resnet_depth, self.resnet_width, self.norm, self.dilation, self.dtype)
+        self.backbone = Backbone(
+            self.resnet_depth, self.resnet_width, self.norm, self.dilation, self.dtype, self.remat
+        )
         self.input_projection = Conv(self.hidden_dim, kernel_init=initializers.linear, dtype=self.dtype)
         if self.position == "learned":
             self.learned_position = LearnedEncoding(self.hidden_dim)
@@ -116,6 +120,7 @@ class Detr(nn.Module):
             self.feedforward_dim,
             self.dropout,
             self.dtype,
+            self.remat,
         )
         self.query_embedding = nn.Embed(
             self.num_queries, self.hidden_dim, embedding_init=initializers.embedding
@@ -178,11 +183,29 @@ def detect(
 
 
 def segment(
-    model: Detr, params: Any, features: Features, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
-) -> Float[Array, "pairs quarter_height quarter_width"]:
+    model: Detr,
+    params: Any,
+    features: Features,
+    size: Int[Array, "batch 2"],
+    pairs: Int[Array, "pairs columns"],
+    finish: Callable[..., Any] = lambda mask_logits, pairs: mask_logits,
+) -> Any:
     """`Detr.masks` as a pure function of parameters, a few pairs at a time.
 
-    So memory hardly grows with their number, and what a few pairs need stays in the cache of a CPU.
+    So memory hardly grows with their number, not even where gradients are taken, since these compute every
+    round again; and what a few pairs need stays in the cache of a CPU.
+
+    Args:
+      model: the model.
+      params: with those of the mask head.
+      features: of `detect`.
+      size: valid height and width of the images.
+      pairs: image and query of each mask, and whatever else `finish` reads.
+      finish: what becomes of each round's masks, from `mask_logits` and `pairs`.
+
+    Returns:
+      What `finish` returns, all pairs along the first axis: by default the mask logits, at a quarter of the
+      resolution.
     """
 
     def apply(method: Callable[..., Any], *arguments: Any) -> Any:
@@ -190,16 +213,18 @@ def segment(
 
     parts = apply(lambda module, *arguments: module.mask_head.of_images(*arguments), features, size)
 
-    def masks(some: Int[Array, "some 2"]) -> Float[Array, "some quarter_height quarter_width"]:
-        return apply(lambda module, *arguments: module.mask_head.of_pairs(*arguments), parts, size, some)
+    def masks(some: Int[Array, "some columns"]) -> Any:
+        arguments = parts, size, some[:, :2]
+        mask_logits = apply(lambda module, *arguments: module.mask_head.of_pairs(*arguments), *arguments)
+        return finish(mask_logits=mask_logits, pairs=some)
 
     rounds = -(-len(pairs) // PAIRS_AT_ONCE)
     if rounds == 1:
         return masks(pairs)
     each = -(-len(pairs) // rounds)
     padded = jnp.pad(pairs, ((0, rounds * each - len(pairs)), (0, 0)))
-    logits = jax.lax.map(masks, padded.reshape(rounds, each, 2))
-    return logits.reshape(-1, *logits.shape[2:])[: len(pairs)]
+    results = jax.lax.map(jax.checkpoint(masks), padded.reshape(rounds, each, -1))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(pairs)], results)
 
 
 def build_model(config: Any) -> Detr:

@@ -154,6 +154,7 @@ class Transformer(nn.Module):
       feedforward_dim: hidden features of the feed-forward networks.
       dropout: rate, everywhere.
       dtype: of the products; softmax and norms are float32.
+      remat: compute layers again for gradients instead of keeping what is inside them.
     """
 
     num_heads: int = 8
@@ -162,6 +163,7 @@ class Transformer(nn.Module):
     feedforward_dim: int = 2048
     dropout: float = 0.1
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -174,16 +176,19 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "layers batch queries features"], Float[Array, "batch tokens features"]]:
         """Returns the queries after every decoder layer (normalised), and the memory."""
         options = (self.num_heads, self.feedforward_dim, self.dropout, self.dtype)
+        # The last argument of a layer, `deterministic`, decides what is computed.
+        make_encoder = nn.remat(EncoderLayer, static_argnums=(4,)) if self.remat else EncoderLayer
+        make_decoder = nn.remat(DecoderLayer, static_argnums=(6,)) if self.remat else DecoderLayer
         memory, position = tokens.astype(self.dtype), position.astype(self.dtype)
         for index in range(self.num_encoder_layers):
-            encoder = EncoderLayer(*options, name=f"encoder_{index}")
+            encoder = make_encoder(*options, name=f"encoder_{index}")
             memory = encoder(memory, position, padding_mask, deterministic)
         query_position = query_position[None].astype(self.dtype)
         content = jnp.zeros((len(tokens), *query_position.shape[1:]), self.dtype)
         norm = nn.LayerNorm(epsilon=1e-5, name="decoder_norm")
         outputs = []
         for index in range(self.num_decoder_layers):
-            decoder = DecoderLayer(*options, is_first=index == 0, name=f"decoder_{index}")
+            decoder = make_decoder(*options, is_first=index == 0, name=f"decoder_{index}")
             content = decoder(content, query_position, memory, position, padding_mask, deterministic)
             outputs.append(norm(content.astype(jnp.float32)).astype(self.dtype))
         return jnp.stack(outputs), memory

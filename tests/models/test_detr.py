@@ -78,6 +78,23 @@ def test_bfloat16_stays_near_float32(tiny_model, tiny_params, pictures):
     np.testing.assert_allclose(half.boxes, exact.boxes, atol=0.05)
 
 
+def test_computing_layers_again_changes_no_gradient(tiny_model, tiny_params, pictures):
+    size, key = jnp.array([[45, 60], [40, 33]]), jax.random.key(1)
+    images = jnp.asarray(pictures)
+    model = tiny_model.clone(dropout=0.1)
+
+    def total(model, params):
+        outputs = detr.detect(model, params, images, size, key)
+        return jnp.square(outputs.logits).mean() + jnp.square(outputs.boxes).mean()
+
+    gradients = [
+        jax.jit(jax.grad(functools.partial(total, model)))(tiny_params)
+        for model in (model, model.clone(remat=True))
+    ]
+    for kept, again in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(again, kept, atol=1e-6, rtol=1e-4)
+
+
 def test_build_model_reads_a_config():
     config = default_config().model
     config.num_classes, config.dtype, config.dilation = 9, "bfloat16", True

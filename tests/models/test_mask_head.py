@@ -32,3 +32,23 @@ def test_pairs_beyond_one_round_are_the_same(tiny_model, tiny_params, pictures, 
             jax.jit(functools.partial(detr.segment, tiny_model))(tiny_params, outputs.features, size, pairs)
         )
     np.testing.assert_allclose(results[0], results[1], atol=1e-5)
+
+
+def test_gradients_of_several_rounds_are_those_of_one(tiny_model, tiny_params, pictures, monkeypatch):
+    size = jnp.array([[45, 60], [40, 33]])
+    outputs = jax.jit(functools.partial(detr.detect, tiny_model))(tiny_params, pictures, size)
+    pairs = jnp.array([[image, query] for query in range(7) for image in (1, 0)])
+
+    def total(params, features):
+        def squares(mask_logits, pairs):
+            return jnp.square(mask_logits).mean((1, 2)) * (1 + pairs[:, 1])
+
+        return detr.segment(tiny_model, params, features, size, pairs, squares).sum()
+
+    results = []
+    for at_once in (16, 4):
+        monkeypatch.setattr(detr, "PAIRS_AT_ONCE", at_once)
+        results.append(jax.jit(jax.grad(total, argnums=(0, 1)))(tiny_params, outputs.features))
+    for one, several in zip(*map(jax.tree.leaves, results), strict=True):
+        # Some are zero in exact arithmetic, as of a bias that a softmax removes.
+        np.testing.assert_allclose(several, one, atol=1e-5 * max(0.1, np.abs(one).max()), rtol=1e-3)
