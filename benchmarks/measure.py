@@ -57,7 +57,11 @@ def _peak_gb() -> float:
 
 
 def compare(
-    script: str, sides: dict[str, Callable[..., dict[str, Any]]], cases: list[str], rounds: int = 3
+    script: str,
+    sides: dict[str, Callable[..., dict[str, Any]]],
+    cases: list[str],
+    rounds: int = 2,
+    same_in_all_cases: str = "",
 ) -> None:
     """Command line of a benchmark.
 
@@ -66,6 +70,7 @@ def compare(
       sides: the first is ours; each takes a case and returns what `timed` does.
       cases: names of the variants of the work.
       rounds: how often the sides take turns.
+      same_in_all_cases: a side that does the same work in every case, so it is timed in the first only.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", choices=sides)
@@ -75,12 +80,15 @@ def compare(
     if arguments.side:
         print(json.dumps(sides[arguments.side](arguments.case[0])))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
+    results: dict[str, list[dict[str, Any]]] = {}
     for case in arguments.case or cases:
-        results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        kept = results.get(same_in_all_cases, [])
+        results = {side: kept if side == same_in_all_cases else [] for side in sides}
         for _ in range(arguments.rounds):
             for side, outcomes in results.items():
-                outcomes.append(_run(script, side, case))
+                if len(outcomes) < arguments.rounds:
+                    outcomes.append(_run(script, side, case))
         rows.append({"case": case, **{side: _summary(outcomes) for side, outcomes in results.items()}})
         print(format_rows(rows[-1:], list(sides)), flush=True)
     record = {"machine": machine(), "rows": rows}

@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from detr_jax.models import initializers
-from detr_jax.models.layers import GroupNorm, convolve, valid_mask, zero_outside
+from detr_jax.models.elementwise import relu, relu_inside, zero_outside
+from detr_jax.models.layers import GroupNorm, convolve, valid_mask
 
 Norm = Literal["frozen_batch", "group"]
 
@@ -177,16 +178,16 @@ class Block(nn.Module):
         strided: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation, **options}
         features = 4 * self.width if self.bottleneck else self.width
         if self.bottleneck:
-            y = nn.relu(ConvNorm(self.width, 1, name="conv1", **options)(x, mask))
-            y = ConvNorm(self.width, 3, name="conv2", **strided)(zero_outside(y, mask), new_mask)
-            y = ConvNorm(features, 1, is_last=True, name="conv3", **options)(nn.relu(y), new_mask)
+            y = relu_inside(ConvNorm(self.width, 1, name="conv1", **options)(x, mask), mask)
+            y = relu(ConvNorm(self.width, 3, name="conv2", **strided)(y, new_mask))
+            y = ConvNorm(features, 1, is_last=True, name="conv3", **options)(y, new_mask)
         else:
             y = ConvNorm(self.width, 3, name="conv1", **strided)(zero_outside(x, mask), new_mask)
-            y = zero_outside(nn.relu(y), new_mask)
+            y = relu_inside(y, new_mask)
             y = ConvNorm(self.width, 3, is_last=True, name="conv2", **options)(y, new_mask)
         if self.stride != 1 or x.shape[-1] != features:
             x = ConvNorm(features, 1, self.stride, name="downsample", **options)(x, new_mask)
-        return nn.relu(x + y)
+        return relu(x + y)
 
 
 class Backbone(nn.Module):
@@ -223,7 +224,7 @@ class Backbone(nn.Module):
         half = -(-images.shape[1] // 2), -(-images.shape[2] // 2)
         mask = valid_mask(size, half, 2)
         stem = ConvNorm(self.width, 7, 2, norm=self.norm, dtype=self.dtype, name="conv1")
-        x = zero_outside(nn.relu(stem(images.astype(self.dtype), mask)), mask)
+        x = relu_inside(stem(images.astype(self.dtype), mask), mask)
         x = max_pool(x)
         total_stride = 4
         mask = valid_mask(size, x.shape[1:3], total_stride)

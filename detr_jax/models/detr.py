@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from detr_jax.models import initializers
 from detr_jax.models.backbone import Backbone, Norm
-from detr_jax.models.layers import Conv, valid_mask, zero_outside
+from detr_jax.models.elementwise import relu, zero_outside
+from detr_jax.models.layers import Conv, valid_mask
 from detr_jax.models.mask_head import Features, MaskHead
 from detr_jax.models.position import LearnedEncoding, sine_encoding
 from detr_jax.models.transformer import Transformer
@@ -59,7 +60,7 @@ class BoxHead(nn.Module):
             layer = nn.Dense(
                 x.shape[-1], dtype=self.dtype, kernel_init=initializers.linear, name=f"linear{index + 1}"
             )
-            x = nn.relu(layer(x))
+            x = relu(layer(x))
         return nn.sigmoid(nn.Dense(4, kernel_init=initializers.linear, name="linear3")(x))
 
 

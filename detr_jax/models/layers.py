@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from detr_jax.models import initializers
+from detr_jax.models.elementwise import zero_outside
 
 
 def valid_mask(
@@ -26,13 +27,6 @@ def valid_mask(
     rows = jnp.arange(shape[0]) < size[:, :1]
     columns = jnp.arange(shape[1]) < size[:, 1:]
     return rows[:, :, None] & columns[:, None, :]
-
-
-def zero_outside(
-    x: Float[Array, "batch height width channels"], mask: Bool[Array, "batch height width"]
-) -> Float[Array, "batch height width channels"]:
-    """Zeroes padded pixels, so that a convolution reads there what it reads beyond the border."""
-    return jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
 
 
 def convolve(

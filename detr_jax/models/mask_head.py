@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from detr_jax.models import initializers
-from detr_jax.models.layers import Conv, GroupNorm, convolve_windows, valid_mask, zero_outside
+from detr_jax.models.elementwise import relu_inside, zero_outside
+from detr_jax.models.layers import Conv, GroupNorm, convolve_windows, valid_mask
 from detr_jax.models.upsampled import convolve_corners, convolve_upsampled, from_corners, to_corners
 
 
@@ -222,4 +223,4 @@ class MaskHead(nn.Module):
         name: str,
     ) -> Float[Array, "pairs height width channels"]:
         """Group norm and ReLU, zero outside the valid pixels."""
-        return zero_outside(nn.relu(getattr(self, name)(x, mask)), mask)
+        return relu_inside(getattr(self, name)(x, mask), mask)

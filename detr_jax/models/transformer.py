@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from detr_jax.models import initializers
+from detr_jax.models.elementwise import Dropout, relu, scale_kept
 
 Tokens = Float[Array, "batch tokens features"]
 Queries = Float[Array, "batch queries features"]
@@ -49,16 +50,27 @@ class MultiHeadAttention(nn.Module):
         features = queries.shape[-1]
         init = initializers.xavier_uniform_third
 
-        def project(x: Tokens, name: str) -> Float[Array, "batch tokens heads channels"]:
-            return _dense(features, self.dtype, name, init)(x).reshape(*x.shape[:2], self.num_heads, -1)
+        # Heads before tokens: matrix products of the last two axes, several times faster on a CPU.
+        def project(x: Tokens, name: str) -> Float[Array, "batch heads tokens channels"]:
+            projected = _dense(features, self.dtype, name, init)(x)
+            return projected.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
 
         query, key, value = project(queries, "query"), project(keys, "key"), project(values, "value")
         query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
-        scores = jnp.einsum("bqhc,bkhc->bhqk", query, key).astype(jnp.float32)
-        if padding_mask is not None:
-            scores = jnp.where(padding_mask[:, None, None], -jnp.inf, scores)
-        weights = nn.Dropout(self.dropout)(jax.nn.softmax(scores), deterministic=deterministic)
-        attended = jnp.einsum("bhqk,bkhc->bqhc", weights.astype(self.dtype), value)
+        shape = (len(queries), self.num_heads, queries.shape[1], keys.shape[1])
+        keep, scale = Dropout(self.dropout).draw(shape, deterministic)
+
+        # Computed again for gradients: far larger than what it is computed from.
+        @jax.checkpoint
+        def attend(query: Array, key: Array, value: Array) -> Array:
+            scores = (query @ key.swapaxes(2, 3)).astype(jnp.float32)
+            if padding_mask is not None:
+                scores = jnp.where(padding_mask[:, None, None], -jnp.inf, scores)
+            weights = jax.nn.softmax(scores)
+            weights = weights if keep is None else scale_kept(weights, keep, scale)
+            return weights.astype(self.dtype) @ value
+
+        attended = attend(query, key, value).swapaxes(1, 2)
         return _dense(features, self.dtype, "out", bias_init=self.bias_init)(attended.reshape(queries.shape))
 
 
@@ -79,13 +91,13 @@ class _Layer(nn.Module):
 
     def add_and_norm(self, x: Tokens, update: Tokens, name: str, deterministic: bool) -> Tokens:
         """Layer norm of the residual sum."""
-        update = nn.Dropout(self.dropout)(update, deterministic=deterministic)
+        update = Dropout(self.dropout)(update, deterministic)
         return nn.LayerNorm(epsilon=1e-5, name=name)((x + update).astype(jnp.float32)).astype(self.dtype)
 
     def feedforward(self, x: Tokens, deterministic: bool) -> Tokens:
         """FC-ReLU-Dropout-FC."""
-        hidden = nn.relu(_dense(self.feedforward_dim, self.dtype, "linear1")(x))
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
+        hidden = relu(_dense(self.feedforward_dim, self.dtype, "linear1")(x))
+        hidden = Dropout(self.dropout)(hidden, deterministic)
         return _dense(x.shape[-1], self.dtype, "linear2")(hidden)
 
     def attention(self, name: str, **options: Any) -> MultiHeadAttention:

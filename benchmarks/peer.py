@@ -1,0 +1,72 @@
+"""The same model, with the same made-up weights, here and in transformers."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from detr_jax import weights
+from detr_jax.data.source import Category
+from detr_jax.data.transforms import EvalTransform, plan_eval, resize_image
+from detr_jax.models.detr import MEAN, STD, Detr, init_params
+
+ORIG_SIZE = (480, 640)  # of COCO's images, more often than any other
+CATEGORIES = tuple(Category(index, f"class {index}", index <= 90, (0, 0, 0)) for index in range(250))
+
+
+def make_params(model: Detr) -> dict[str, Any]:
+    """Random weights; no query prefers "no object", so that any number of them can be made to survive."""
+    params = jax.device_get(init_params(model, jax.random.key(0)))
+    params["class_head"] = {**params["class_head"], "bias": np.append(np.zeros(250, np.float32), -1e4)}
+    return params
+
+
+def make_image() -> UInt8[np.ndarray, "480 640 3"]:
+    """Noise, smooth enough to look like something to a network."""
+    coarse = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
+    return resize_image(coarse, ORIG_SIZE)
+
+
+def resized_image() -> UInt8[np.ndarray, "800 1066 3"]:
+    """The image at its evaluation size."""
+    return resize_image(make_image(), plan_eval(ORIG_SIZE, EvalTransform()).size)
+
+
+def pixel_values() -> Float[np.ndarray, "1 3 800 1066"]:
+    """The resized image as transformers wants it."""
+    scaled = (resized_image() / 255.0 - np.array(MEAN)) / np.array(STD)
+    return scaled.astype(np.float32).transpose(2, 0, 1)[None]
+
+
+def transformers_model(panoptic: bool = True) -> Any:
+    """DetrForSegmentation, or DetrForObjectDetection, with the weights of `make_params`."""
+    import transformers
+
+    model = Detr()
+    params = make_params(model)
+    if not panoptic:
+        del params["mask_head"]
+    kind = transformers.DetrForSegmentation if panoptic else transformers.DetrForObjectDetection
+    backbone = transformers.ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = transformers.DetrConfig(
+        num_labels=250,
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        auxiliary_loss=True,
+        architectures=[kind.__name__],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        weights.write_state_dict(
+            weights.to_state_dict(params, "transformers"), Path(folder, "model.safetensors")
+        )
+        Path(folder, "config.json").write_text(json.dumps(config.to_dict(), default=str))
+        loaded, info = kind.from_pretrained(folder, output_loading_info=True)
+    wrong = [name for name in (*info["missing_keys"], *info["unexpected_keys"]) if "num_batches" not in name]
+    assert not wrong, f"weights were not taken over: {wrong[:5]}"
+    return loaded.eval()
