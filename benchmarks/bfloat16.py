@@ -7,14 +7,14 @@ contrasted attention, classes and masks. Trained ones are less extreme.
 """
 
 import argparse
-import json
-import sys
 from pathlib import Path
+from typing import Any
 
+import measure
 import numpy as np
 import peer
 
-from detr_jax import Predictor, parallel, weights
+from detr_jax import Predictor, parallel
 from detr_jax.checkpoint import load_params
 from detr_jax.config import read_config
 from detr_jax.data import eval_data, load_source
@@ -22,19 +22,15 @@ from detr_jax.evaluation.evaluate import evaluate_panoptic
 from detr_jax.inference import Inference
 from detr_jax.models.detr import Detr, build_model
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import make  # noqa: E402
-
-RESULTS = Path(__file__).parent / "results" / "bfloat16.json"
-
 
 def outputs() -> dict[str, dict[str, float]]:
     """Spread of each output, and its mean and largest difference."""
     results = []
     for dtype in ("float32", "bfloat16"):
         model = Detr(dtype=dtype)
-        params = weights.from_state_dict(make.state_dict(50), model, "made-up weights")
-        results.append(Predictor(model, params, peer.CATEGORIES).raw(peer.resized_image(), resize=False))
+        results.append(
+            Predictor(model, peer.make_params(model), peer.CATEGORIES).raw(peer.resized_image(), resize=False)
+        )
     exact, half = results
     known = slice(0, 201)  # made-up logits of other ids are far from all the rest
     pairs = {
@@ -80,15 +76,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", help="of a run, for its panoptic quality")
     arguments = parser.parse_args()
-    record = {"outputs": outputs()}
+    tables = {"outputs": outputs()}
     if arguments.workdir:
-        record["panoptic quality"] = quality(arguments.workdir)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
-    for title, rows in record.items():
+        tables["panoptic quality"] = quality(arguments.workdir)
+    rows: list[dict[str, Any]] = []
+    for title, table in tables.items():
         print(title)
-        for name, values in rows.items():
+        for name, values in table.items():
+            rows.append({"table": title, "row": name, **values})
             print(f"  {name}: " + "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+    measure.write(__file__, rows)
 
 
 if __name__ == "__main__":

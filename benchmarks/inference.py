@@ -11,8 +11,8 @@ import peer
 
 from detr_jax import Predictor
 from detr_jax.config import default_config
+from detr_jax.fusion import surviving_queries
 from detr_jax.models.detr import Detr
-from detr_jax.panoptic import surviving_queries
 
 CASES = {"16 queries survive": 16, "100 queries survive": 100}
 

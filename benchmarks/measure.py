@@ -91,15 +91,16 @@ def compare(
                     outcomes.append(_run(script, side, case))
         rows.append({"case": case, **{side: _summary(outcomes) for side, outcomes in results.items()}})
         print(format_rows(rows[-1:], list(sides)), flush=True)
-    record = {"machine": machine(), "rows": rows}
-    path = (
-        Path(script).parent
-        / "results"
-        / f"{Path(script).stem}_py{sys.version_info[0]}{sys.version_info[1]}.json"
-    )
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
     print(format_rows(rows, list(sides)))
+    write(script, rows)
+
+
+def write(script: str, rows: list[dict[str, Any]]) -> None:
+    """Writes rows, and where they were measured, to `results/` beside a benchmark, by its name and Python."""
+    version = f"py{sys.version_info[0]}{sys.version_info[1]}"
+    path = Path(script).parent / "results" / f"{Path(script).stem}_{version}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
     print(f"wrote {path}")
 
 

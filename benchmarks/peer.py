@@ -1,28 +1,35 @@
 """The same model, with the same made-up weights, here and in transformers."""
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from detr_jax import weights
 from detr_jax.data.source import Category
 from detr_jax.data.transforms import EvalTransform, plan_eval, resize_image
-from detr_jax.models.detr import MEAN, STD, Detr, init_params
+from detr_jax.models.detr import MEAN, STD, Detr
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import make  # noqa: E402
 
 ORIG_SIZE = (480, 640)  # of COCO's images, more often than any other
-CATEGORIES = tuple(Category(index, f"class {index}", index <= 90, (0, 0, 0)) for index in range(250))
+CATEGORIES = tuple(Category(index, f"class {index}", True, (0, 0, 0)) for index in range(250))
 
 
 def make_params(model: Detr) -> dict[str, Any]:
-    """Random weights; no query prefers "no object", so that any number of them can be made to survive."""
-    params = jax.device_get(init_params(model, jax.random.key(0)))
-    params["class_head"] = {**params["class_head"], "bias": np.append(np.zeros(250, np.float32), -1e4)}
-    return params
+    """The made-up weights of the tests, whose queries differ and find different things.
+
+    Here none prefers "no object", so any number of them can be made to survive.
+    """
+    state = dict(make.state_dict(50))
+    bias = state["detr.class_embed.bias"].copy()
+    bias[-1] = -1e4
+    return weights.from_state_dict({**state, "detr.class_embed.bias": bias}, model, "made-up weights")
 
 
 def make_image() -> UInt8[np.ndarray, "480 640 3"]:

@@ -3,6 +3,7 @@
 python benchmarks/same_outputs.py
 """
 
+import measure
 import numpy as np
 import peer
 import torch
@@ -23,8 +24,11 @@ def main() -> None:
         "masks": (ours.pred_masks, theirs.pred_masks[0].numpy()),
     }
     print("| output | largest difference | spread |\n| --- | --- | --- |")
+    rows = []
     for name, (a, b) in pairs.items():
-        print(f"| {name} | {np.abs(a - b).max():.1e} | {b.std():.1e} |")
+        rows.append({"output": name, "largest": float(np.abs(a - b).max()), "spread": float(b.std())})
+        print("| {output} | {largest:.1e} | {spread:.1e} |".format(**rows[-1]))
+    measure.write(__file__, rows)
 
 
 if __name__ == "__main__":

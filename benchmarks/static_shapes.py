@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import measure
 import numpy as np
 
 from detr_jax.config import default_config
@@ -55,8 +56,9 @@ def evaluation_ratio(sizes: np.ndarray, shapes: Any, batch_size: int) -> float:
     return padded / valid
 
 
-def training_ratio(sizes: np.ndarray, shapes: Any, batch_size: int, settings: TrainTransform) -> float:
+def training_ratio(sizes: np.ndarray, shapes: Any, batch_size: int) -> float:
     """Padded over valid pixels of one epoch of multi-scale training."""
+    settings = TrainTransform()
     order = TrainOrder(sizes, batch_size=batch_size, shapes=shapes, settings=settings, seed=0)
     padded = valid = 0
     for step in range(order.batches_per_epoch):
@@ -75,14 +77,20 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = read_sizes(arguments.annotations) if arguments.annotations else draw_sizes(arguments.count)
     data, one = default_config().data, ((1344, 1344),)
-    settings = TrainTransform()
+    sets = {
+        "evaluation": (evaluation_ratio, data.eval_shapes),
+        "evaluation, one shape": (evaluation_ratio, one),
+        "training": (training_ratio, data.train_shapes),
+        "training, one shape": (training_ratio, one),
+    }
     print(f"{len(sizes)} images, batches of {arguments.batch_size}\n")
     print("| | shapes | padded / valid pixels |\n| --- | --- | --- |")
-    for name, shapes in (("evaluation", data.eval_shapes), ("evaluation, one shape", one)):
-        print(f"| {name} | {len(shapes)} | {evaluation_ratio(sizes, shapes, arguments.batch_size):.3f} |")
-    for name, shapes in (("training", data.train_shapes), ("training, one shape", one)):
-        ratio = training_ratio(sizes, shapes, arguments.batch_size, settings)
-        print(f"| {name} | {len(shapes)} | {ratio:.3f} |")
+    rows = []
+    for name, (ratio_of, shapes) in sets.items():
+        ratio = ratio_of(sizes, shapes, arguments.batch_size)
+        rows.append({"case": name, "shapes": len(shapes), "ratio": ratio})
+        print(f"| {name} | {len(shapes)} | {ratio:.3f} |", flush=True)
+    measure.write(__file__, rows)
 
 
 if __name__ == "__main__":
