@@ -49,8 +49,14 @@ def pixel_values() -> Float[np.ndarray, "1 3 800 1066"]:
     return scaled.astype(np.float32).transpose(2, 0, 1)[None]
 
 
-def transformers_model(panoptic: bool = True) -> Any:
-    """DetrForSegmentation, or DetrForObjectDetection, with the weights of `make_params`."""
+def transformers_model(panoptic: bool = True, auxiliary_loss: bool = False) -> Any:
+    """DetrForSegmentation, or DetrForObjectDetection, with the weights of `make_params`.
+
+    Args:
+      panoptic: with the mask head.
+      auxiliary_loss: losses of every decoder layer. transformers 5.23 then feeds each layer the normalised
+        output of the one before, unlike the original, so only its time can be compared.
+    """
     import transformers
 
     model = Detr()
@@ -65,7 +71,7 @@ def transformers_model(panoptic: bool = True) -> Any:
         use_pretrained_backbone=False,
         backbone=None,
         backbone_config=backbone,
-        auxiliary_loss=True,
+        auxiliary_loss=auxiliary_loss,
         architectures=[kind.__name__],
     )
     with tempfile.TemporaryDirectory() as folder:

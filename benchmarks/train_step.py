@@ -64,7 +64,7 @@ def transformers(case: str) -> dict[str, Any]:
     import torch
 
     masks = CASES[case] == "masks"
-    model, batch = peer.transformers_model(panoptic=masks), make_batch()
+    model, batch = peer.transformers_model(panoptic=masks, auxiliary_loss=True), make_batch()
     if masks:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(("mask_head", "bbox_attention")))
