@@ -64,7 +64,7 @@ def test_published_weights_from_file_to_panoptic_map(checkpoint):
     size, orig_size = reference["size"][None], reference["orig_size"][None]
     (segmentation,), _ = predictor._inference.segment(image[None], size, orig_size)
     # Where two masks are equal up to rounding, either may win.
-    differs = segmentation.segment_map != ids_from_rgb(reference["panoptic_png"]) + 1
+    differs = segmentation.fetch().segment_map != ids_from_rgb(reference["panoptic_png"]) + 1
     assert differs.mean() < 1e-3
     expected = json.loads(str(reference["segments_info"]))
     for info, wanted in zip(segmentation.segments_info, expected, strict=True):
