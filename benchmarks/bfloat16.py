@@ -1,15 +1,16 @@
-"""What computing in bfloat16 changes: outputs of ResNet-50 at 800x1066, and the panoptic quality of a run.
+"""What computing in bfloat16 changes: outputs of ResNet-50 at 800x1066, and outputs and quality of a run.
 
 python benchmarks/bfloat16.py [--workdir=runs/shapes]
 
 The weights are those of the tests: random, with batch norm statistics that keep activations in range and with
-contrasted attention, classes and masks. Trained ones are less extreme.
+contrasted attention, classes and masks; they amplify rounding far more than trained ones do.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+import jax
 import measure
 import numpy as np
 import peer
@@ -17,38 +18,66 @@ import peer
 from detr_jax import Predictor, parallel
 from detr_jax.checkpoint import load_params
 from detr_jax.config import read_config
-from detr_jax.data import eval_data, load_source
+from detr_jax.data.pipeline import eval_data, load_source
 from detr_jax.evaluation.evaluate import evaluate_panoptic
 from detr_jax.inference import Inference
+from detr_jax.models import detr
 from detr_jax.models.detr import Detr, build_model
 
+DTYPES = ("float32", "bfloat16")
 
-def outputs() -> dict[str, dict[str, float]]:
-    """Spread of each output, and its mean and largest difference."""
-    results = []
-    for dtype in ("float32", "bfloat16"):
-        model = Detr(dtype=dtype)
-        results.append(
-            Predictor(model, peer.make_params(model), peer.CATEGORIES).raw(peer.resized_image(), resize=False)
-        )
-    exact, half = results
-    known = slice(0, 201)  # made-up logits of other ids are far from all the rest
-    pairs = {
-        "logits": (exact.pred_logits[:, known], half.pred_logits[:, known]),
-        "boxes": (exact.pred_boxes, half.pred_boxes),
-        "masks": (exact.pred_masks, half.pred_masks),
-    }
+
+def differences(exact: Any, half: Any) -> dict[str, dict[str, float]]:
+    """Spread of each output in float32, and mean and largest difference in bfloat16.
+
+    Args:
+      exact: logits, boxes and masks.
+      half: the same.
+    """
     table = {}
-    for name, (a, b) in pairs.items():
+    for name, a, b in zip(("logits", "boxes", "masks"), exact, half, strict=True):
         difference = np.abs(a - b)
         table[name] = {
             "spread": float(a.std()),
             "mean": float(difference.mean()),
             "largest": float(difference.max()),
         }
-    same = (exact.pred_masks.argmax(0) == half.pred_masks.argmax(0)).mean()
-    table["pixels with the same largest mask"] = {"share": float(same)}
     return table
+
+
+def made_up() -> dict[str, dict[str, float]]:
+    """Of ResNet-50 with made-up weights."""
+    results = []
+    for dtype in DTYPES:
+        model = Detr(dtype=dtype)
+        predictor = Predictor(model, peer.make_params(model), peer.CATEGORIES)
+        raw = predictor.raw(peer.resized_image(), resize=False)
+        # Made-up logits of other ids are far from all the rest.
+        results.append((raw.pred_logits[:, :201], raw.pred_boxes, raw.pred_masks))
+    return differences(*results)
+
+
+def trained(workdir: str, images: int = 64) -> dict[str, dict[str, float]]:
+    """Of a run's newest checkpoint, every query on the first images of its held-out split."""
+    config = read_config(Path(workdir) / "config.json")
+    config.data.eval_count = config.eval.batch_size = images
+    batch, _ = next(eval_data(load_source(config.data, "eval"), config))
+    params = load_params(workdir)
+    image, query = np.indices((images, config.model.num_queries))
+    pairs = np.stack([image.ravel(), query.ravel()], 1)
+    results = []
+    for dtype in DTYPES:
+        config.model.dtype = dtype
+        model = build_model(config.model)
+
+        @jax.jit
+        def run(params: Any, image: Any, size: Any, model: Detr = model) -> Any:
+            outputs = detr.detect(model, params, image, size)
+            masks = detr.segment(model, params, outputs.features, size, pairs)
+            return outputs.logits[-1], outputs.boxes[-1], masks
+
+        results.append(jax.device_get(run(params, batch["image"], batch["size"])))
+    return differences(*results)
 
 
 def quality(workdir: str) -> dict[str, dict[str, float]]:
@@ -57,7 +86,7 @@ def quality(workdir: str) -> dict[str, dict[str, float]]:
     source = load_source(config.data, "eval")
     params = parallel.replicate(load_params(workdir))
     table = {}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in DTYPES:
         config.model.dtype = dtype
         inference = Inference(
             build_model(config.model),
@@ -74,11 +103,12 @@ def quality(workdir: str) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Prints and writes what was found."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--workdir", help="of a run, for its panoptic quality")
+    parser.add_argument("--workdir", help="of a run, to compare its outputs and panoptic quality")
     arguments = parser.parse_args()
-    tables = {"outputs": outputs()}
+    tables = {"outputs of made-up weights": made_up()}
     if arguments.workdir:
-        tables["panoptic quality"] = quality(arguments.workdir)
+        tables["outputs of the run"] = trained(arguments.workdir)
+        tables["panoptic quality of the run"] = quality(arguments.workdir)
     rows: list[dict[str, Any]] = []
     for title, table in tables.items():
         print(title)

@@ -56,4 +56,27 @@ def get_config(variants: str = "") -> ConfigDict:
     config.eval.batch_size = 16
     config.eval.every_epochs = 0.25
     config.checkpoint.every_steps = 500
-    return apply_variants(config, variants, {})
+    return apply_variants(config, variants, {"boxes": boxes})
+
+
+def boxes(config: ConfigDict) -> None:
+    """The detector alone, from scratch: two hours on two cores."""
+    config.stage = "boxes"
+    config.steps = 24000
+    config.model.masks = False
+    config.model.resnet_width = 16
+    config.model.dilation = True  # 64 tokens, not 16: an image holds up to eleven segments
+    config.model.num_encoder_layers = 3
+    config.model.num_decoder_layers = 4
+
+    config.matching.cls = 1.0
+    config.loss.cls = 1.0
+    config.loss.box = 1.0
+
+    config.optim.learning_rate = 5e-4
+    config.optim.learning_rate_backbone = 5e-4
+    config.optim.clip_norm = 0.1
+    config.optim.warmup_steps = 200
+
+    config.data.train_count = 24000 * 16
+    config.eval.every_epochs = 0.05

@@ -12,8 +12,8 @@ from PIL import Image
 
 from detr_jax import parallel, visualize
 from detr_jax.checkpoint import Checkpoints, load_params
-from detr_jax.data import eval_data, load_source, train_data
 from detr_jax.data.categories import to_json
+from detr_jax.data.pipeline import eval_data, load_source, train_data
 from detr_jax.data.source import Example, Source
 from detr_jax.evaluation.evaluate import evaluate_detection, evaluate_panoptic
 from detr_jax.fusion import DeviceSegmentation

@@ -3,17 +3,25 @@
 Made for tests and for trying things out without a download. A thing is known by its outline and stuff by its
 pattern: every class takes its colours from the same palettes, and things are filled with every pattern there
 is, those of the stuff classes among them.
+
+`python -m detr_jax.data.shapes export DIR --count=N` writes them as a COCO panoptic folder.
 """
 
+import argparse
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
+from PIL import Image
 
+from detr_jax.data.categories import to_json
 from detr_jax.data.patterns import PATTERNS, Plane
 from detr_jax.data.segments import find_boxes
 from detr_jax.data.source import Category, Example
+from detr_jax.panoptic import from_example
 
 SPLITS = ("train", "validation", "test")
 MIN_IMAGE_SIZE = 64  # below, the smallest shapes are a few pixels
@@ -256,3 +264,55 @@ def _paint(
     lightness = PATTERNS[pattern](u, v, rng)[visible][:, None]
     dark, light = np.clip(palette + rng.normal(0, 10, (2, 3)), 0, 255).astype(np.float32)
     image[window][visible] = dark + (light - dark) * lightness
+
+
+def export(
+    folder: str | Path, count: int, split: str = "train", image_size: int = 128, seed: int = 0
+) -> None:
+    """Writes images as PNG files, panoptic PNGs and the JSON, as `CocoPanoptic` and others read them.
+
+    Args:
+      folder: gets `{split}/`, `panoptic_{split}/` and `annotations/panoptic_{split}.json`; another split may
+        already be in it.
+      count: number of images.
+      split: see `Shapes`.
+      image_size: see `Shapes`.
+      seed: see `Shapes`.
+
+    Raises:
+      ValueError: see `Shapes`.
+    """
+    source = Shapes(split, count, image_size, seed)
+    folder = Path(folder)
+    for name in (split, f"panoptic_{split}", "annotations"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for example in (source[index] for index in range(count)):
+        height, width = example.orig_size
+        Image.fromarray(example.image).save(folder / split / example.file_name)
+        segmentation = from_example(example, source.categories)
+        segmentation.save(folder / f"panoptic_{split}" / example.file_name)
+        entry = {"id": example.image_id, "file_name": example.file_name, "height": height, "width": width}
+        images.append(entry)
+        annotations.append(segmentation.annotation(example.image_id, example.file_name))
+    content = {"images": images, "annotations": annotations, "categories": to_json(source.categories)}
+    (folder / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
+
+
+def main() -> None:
+    """Does what the command line says."""
+    parser = argparse.ArgumentParser(prog="python -m detr_jax.data.shapes", description=__doc__)
+    command = parser.add_subparsers(required=True).add_parser("export", help="write a COCO panoptic folder")
+    command.add_argument("folder", help="to write to")
+    command.add_argument("--count", type=int, required=True, help="number of images")
+    command.add_argument("--split", choices=SPLITS, default="train")
+    command.add_argument("--image_size", type=int, default=128, help="height and width (%(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="another seed is another data set")
+    try:
+        export(**vars(parser.parse_args()))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

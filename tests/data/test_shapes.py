@@ -1,8 +1,14 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
+from configs.shapes import get_config
+from detr_jax.data.coco import CocoPanoptic
+from detr_jax.data.pipeline import train_data
 from detr_jax.data.segments import find_boxes
-from detr_jax.data.shapes import Shapes
+from detr_jax.data.shapes import Shapes, export
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +74,25 @@ def test_sizes_and_names():
 def test_impossible_requests(arguments, message):
     with pytest.raises(ValueError, match=message):
         Shapes(*arguments)
+
+
+def test_an_exported_folder_gives_the_same_batches(tmp_path):
+    export(tmp_path, 20, "validation")
+    config = get_config()
+    config.data.eval_count = 20
+    generated = train_data(Shapes("validation", 20), config)
+    stored = train_data(CocoPanoptic(tmp_path, "validation"), config)
+    for _ in range(3):
+        one, other = next(generated), next(stored)
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_export_from_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "detr_jax.data.shapes", "export", str(tmp_path)]
+    subprocess.run([*command, "--count=3"], check=True)
+    subprocess.run([*command, "--count=2", "--split=test"], check=True)
+    assert len(CocoPanoptic(tmp_path, "train")) == 3 and len(CocoPanoptic(tmp_path, "test")) == 2
+    refused = subprocess.run([*command, "--count=-1"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "must not be negative" in refused.stderr
