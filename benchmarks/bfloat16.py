@@ -17,7 +17,7 @@ import peer
 
 from detr_jax import Predictor, parallel
 from detr_jax.checkpoint import load_params
-from detr_jax.config import read_config
+from detr_jax.config import parse_config
 from detr_jax.data.pipeline import eval_data, load_source
 from detr_jax.evaluation.evaluate import evaluate_panoptic
 from detr_jax.inference import Inference
@@ -59,7 +59,7 @@ def made_up() -> dict[str, dict[str, float]]:
 
 def trained(workdir: str, images: int = 64) -> dict[str, dict[str, float]]:
     """Of a run's newest checkpoint, every query on the first images of its held-out split."""
-    config = read_config(Path(workdir) / "config.json")
+    config = parse_config((Path(workdir) / "config.json").read_text())
     config.data.eval_count = config.eval.batch_size = images
     batch, _ = next(eval_data(load_source(config.data, "eval"), config))
     params = load_params(workdir)
@@ -82,7 +82,7 @@ def trained(workdir: str, images: int = 64) -> dict[str, dict[str, float]]:
 
 def quality(workdir: str) -> dict[str, dict[str, float]]:
     """All, things and stuff of a run's newest checkpoint."""
-    config = read_config(Path(workdir) / "config.json")
+    config = parse_config((Path(workdir) / "config.json").read_text())
     source = load_source(config.data, "eval")
     params = parallel.replicate(load_params(workdir))
     table = {}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from detr_jax import weights
+from detr_jax import weight_files, weights
 from detr_jax.data.source import Category
 from detr_jax.data.transforms import EvalTransform, plan_eval, resize_image
 from detr_jax.models.detr import MEAN, STD, Detr
@@ -75,7 +75,7 @@ def transformers_model(panoptic: bool = True, auxiliary_loss: bool = False) -> A
         architectures=[kind.__name__],
     )
     with tempfile.TemporaryDirectory() as folder:
-        weights.write_state_dict(
+        weight_files.write_state_dict(
             weights.to_state_dict(params, "transformers"), Path(folder, "model.safetensors")
         )
         Path(folder, "config.json").write_text(json.dumps(config.to_dict(), default=str))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -128,8 +127,8 @@ def default_config() -> ConfigDict:
     return config
 
 
-def read_config(path: str | Path) -> ConfigDict:
-    """The config that a run left in its workdir."""
+def parse_config(text: str) -> ConfigDict:
+    """The config that a run left as JSON, in its workdir or in an exported checkpoint."""
 
     def tuples(value: Any) -> Any:  # which JSON does not have
         if isinstance(value, dict):
@@ -137,7 +136,7 @@ def read_config(path: str | Path) -> ConfigDict:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     config = default_config()
-    config.update(tuples(json.loads(Path(path).read_text())))
+    config.update(tuples(json.loads(text)))
     return config
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from detr_jax import weights
+from detr_jax import weight_files, weights
 from detr_jax.checkpoint import load_params
 from detr_jax.data.source import Category
 from detr_jax.models.detr import Detr, init_params, param_shapes
@@ -26,7 +26,7 @@ def starting_params(config: Any, model: Detr) -> dict[str, Any]:
     """
     params = jax.device_get(init_params(model, jax.random.key(config.seed), config.model.masks))
     if config.init_backbone_from:
-        state = weights.read_state_dict(config.init_backbone_from)
+        state = weight_files.read_state_dict(config.init_backbone_from)
         backbone = weights.backbone_from_state_dict(state, model, config.init_backbone_from)
         params = {**params, "backbone": backbone}
     if config.init_from:
@@ -36,7 +36,7 @@ def starting_params(config: Any, model: Detr) -> dict[str, Any]:
 
 
 def read_params(source: str, model: Detr) -> dict[str, Any]:
-    """Parameters from a `.pth` or `.safetensors` file, a hub name, or a workdir.
+    """Parameters of a workdir or of a checkpoint file, see `weight_files.locate`.
 
     Raises:
       FileNotFoundError: no such thing.
@@ -46,7 +46,7 @@ def read_params(source: str, model: Detr) -> dict[str, Any]:
         params = load_params(source)
         _check_same(source, params, param_shapes(model, "mask_head" in params))
         return params
-    state = weights.read_state_dict(source)
+    state = weight_files.read_state_dict(source)
     classes = weights.infer_model(state)["num_classes"]
     if classes != model.num_classes:
         raise weights.WeightsError(

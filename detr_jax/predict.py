@@ -12,9 +12,9 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from detr_jax import parallel, weights
+from detr_jax import parallel, weight_files, weights
 from detr_jax.checkpoint import load_params
-from detr_jax.config import default_config, read_config
+from detr_jax.config import default_config, parse_config
 from detr_jax.data.categories import coco_panoptic, from_json, to_json
 from detr_jax.data.order import choose_shape
 from detr_jax.data.source import Category
@@ -84,8 +84,9 @@ class Predictor:
         """Loads a published checkpoint or a run of this project.
 
         Args:
-          source: a `.pth` or `.safetensors` file, a hub name ("facebook/detr-resnet-50-panoptic"), or the
-            workdir of a run, which knows the settings below but for the threshold and merging.
+          source: a `.pth` or `.safetensors` file, a hub name ("facebook/detr-resnet-50-panoptic"), the name
+            of a checkpoint that comes with this package ("shapes-panoptic"), or the workdir of a run. A run
+            and what was exported from it know dilation, categories and dtype.
           dilation: whether it is a DC5 model, which tensors do not tell; by default if "dc5" is in the name.
           categories: of a checkpoint that was not trained on COCO.
           threshold: least class probability of a segment.
@@ -96,14 +97,14 @@ class Predictor:
           FileNotFoundError: no such file, hub name, or checkpoint in the workdir.
           WeightsError: a checkpoint with a missing, extra or misshapen tensor; the message names it.
         """
-        config = default_config()
-        if Path(source).is_dir():
-            params = load_params(source)
-            config = read_config(Path(source) / "config.json")
+        known = _stored_with(source)
+        config = parse_config(known["config"]) if known else default_config()
+        if known:
             model = build_model(config.model)
-            categories = categories or from_json(json.loads((Path(source) / "categories.json").read_text()))
+            params = read_params(str(source), model)
+            categories = categories or from_json(json.loads(known["categories"]))
         else:
-            state = weights.read_state_dict(source)
+            state = weight_files.read_state_dict(source)
             if dilation is None:
                 dilation = "dc5" in Path(source).name.lower()
             model = Detr(**weights.infer_model(state), dilation=dilation, dtype=jnp.dtype(dtype))
@@ -294,9 +295,17 @@ def predict(config: Any, workdir: str | Path, images: Sequence[str]) -> None:
 def _predictor(config: Any, workdir: str | Path) -> Predictor:
     model = build_model(config.model)
     params = read_params(config.init_from, model) if config.init_from else load_params(workdir)
-    stored = Path(config.init_from or workdir) / "categories.json"
-    categories = from_json(json.loads(stored.read_text())) if stored.exists() else coco_panoptic()
+    known = _stored_with(config.init_from or workdir)
+    categories = from_json(json.loads(known["categories"])) if known else coco_panoptic()
     return Predictor(model, params, categories, config)
+
+
+def _stored_with(source: str | Path) -> dict[str, str]:
+    """The config and the categories of a run or of what was exported from it, as JSON; else nothing."""
+    if not Path(source).is_dir():
+        return weight_files.read_metadata(source)
+    files = {name: Path(source) / f"{name}.json" for name in ("config", "categories")}
+    return {name: file.read_text() for name, file in files.items() if file.exists()}
 
 
 def image_files(paths: Sequence[str]) -> Iterator[Path]:

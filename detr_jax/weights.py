@@ -1,4 +1,4 @@
-"""Published checkpoints to Flax parameters and back.
+"""Published checkpoints to Flax parameters and back; `weight_files.py` reads and writes the files.
 
 Three layouts are read and written: the original's (facebookresearch/detr, `.pth`), and the two that the
 Hugging Face hub has had (`.safetensors`), which name the backbone as timm or as transformers does. Each is a
@@ -7,7 +7,6 @@ list of rules that rewrite a parameter's path into the published name.
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -285,72 +284,3 @@ def infer_model(state: StateDict) -> dict[str, Any]:
         "num_decoder_layers": count("transformer/decoder_{}/linear1/bias"),
         "feedforward_dim": shape("transformer/encoder_0/linear1/bias")[0],
     }
-
-
-def read_state_dict(path: str | Path) -> StateDict:
-    """Reads a checkpoint file: `.safetensors`, or PyTorch's `.pth` (needs torch, the `torch` extra).
-
-    Args:
-      path: a file, or the name of a repository on the Hugging Face hub ("facebook/detr-resnet-50-panoptic").
-
-    Raises:
-      FileNotFoundError: no such file, and not to be had from the hub.
-      WeightsError: not a file of tensors.
-    """
-    file = Path(path)
-    if not file.exists():
-        file = _download(str(path))
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            state = load_file(file)
-        else:
-            state = _read_torch(file)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise WeightsError(f"{file} cannot be read as a checkpoint: {error}") from error
-    return {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
-
-
-def _download(name: str) -> Path:
-    if name.endswith((".pth", ".pt", ".safetensors")) or name.count("/") != 1:
-        raise FileNotFoundError(f"no such checkpoint: {name}")
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(name, "model.safetensors"))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{name} is neither a file nor a repository with a model.safetensors that the Hugging Face hub "
-            f"gave us: {error}"
-        ) from error
-
-
-def _read_torch(file: Path) -> StateDict:
-    torch = _torch(f"reading {file.name}")
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    state = content.get("model", content)
-    return {name: tensor.numpy() for name, tensor in state.items()}
-
-
-def _torch(purpose: str) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"{purpose} needs PyTorch: pip install 'detr_jax[torch]', or use a .safetensors file"
-        ) from error
-    return torch
-
-
-def write_state_dict(state: StateDict, path: str | Path) -> None:
-    """Writes a checkpoint file in PyTorch's `.pth` form (needs torch) or as `.safetensors`."""
-    if Path(path).suffix == ".safetensors":
-        from safetensors.numpy import save_file
-
-        save_file(state, path)
-        return
-    torch = _torch(f"writing {Path(path).name}")
-    torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state.items()}}, path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_jax import weights
+from detr_jax import weight_files, weights
 from detr_jax.models.detr import Detr, param_shapes
 from detr_jax.panoptic import ids_from_rgb
 
@@ -47,7 +47,7 @@ def write_confident_model(file: Path) -> None:
     head = params["class_head"]
     head["kernel"] *= 50
     head["bias"] = np.where(np.isin(np.arange(251), [PERSON, SKY]), 0, -1000).astype(np.float32)
-    weights.write_state_dict(weights.to_state_dict(params), file)
+    weight_files.write_state_dict(weights.to_state_dict(params), file)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

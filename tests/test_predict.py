@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_jax import Predictor, weights
+from detr_jax import Predictor, weight_files
 from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.source import Category
 from detr_jax.panoptic import ids_from_rgb
@@ -23,7 +23,7 @@ def checkpoint(tmp_path_factory):
     def write(depth):
         file = folder / f"detr-r{depth}-panoptic.safetensors"
         if not file.exists():
-            weights.write_state_dict(make.state_dict(depth), file)
+            weight_files.write_state_dict(make.state_dict(depth), file)
         return file
 
     return write

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from detr_jax import weights
+from detr_jax import weight_files, weights
 from detr_jax.models.detr import Detr, init_params
 from detr_jax.weights import WeightsError
 
@@ -52,18 +52,11 @@ def test_hub_layouts(layout, model, params, tmp_path):
     state = weights.to_state_dict(params, layout)
     assert {name: array.shape for name, array in state.items()} == make.published_shapes(HUB_LISTS[layout])
     file = tmp_path / "model.safetensors"
-    weights.write_state_dict(state, file)
-    read = weights.read_state_dict(file)
+    weight_files.write_state_dict(state, file)
+    read = weight_files.read_state_dict(file)
     assert weights.layout_of(read) == layout
     assert weights.infer_model(read) == weights.infer_model(make.state_dict(50))
     assert_same(weights.from_state_dict(read, model), params)
-
-
-def test_pth_file(model, params, tmp_path):
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    file = tmp_path / "detr.pth"
-    weights.write_state_dict(make.state_dict(50), file)
-    assert_same(weights.from_state_dict(weights.read_state_dict(file), model), params)
 
 
 def test_box_only_checkpoint(model, params):
@@ -117,12 +110,6 @@ def test_every_misfit_is_named(change, message, model):
         weights.from_state_dict(state, model, "detr.pth")
 
 
-def test_what_is_no_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: nowhere\.pth"):
-        weights.read_state_dict("nowhere.pth")
+def test_what_is_no_detr():
     with pytest.raises(WeightsError, match="not a DETR checkpoint"):
         weights.infer_model({"fc.weight": np.zeros(3)})
-    file = tmp_path / "broken.safetensors"
-    file.write_bytes(b"not tensors")
-    with pytest.raises(WeightsError, match=r"broken\.safetensors cannot be read"):
-        weights.read_state_dict(file)
