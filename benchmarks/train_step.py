@@ -35,6 +35,7 @@ def make_batch(targets: int = TARGETS) -> dict[str, np.ndarray]:
         "segment_map": segment_map[None],
         "labels": np.arange(1, targets + 1, dtype=np.int32)[None],
         "boxes": boxes[None],
+        "image_id": np.zeros(1, np.int64),
     }
 
 

@@ -53,6 +53,9 @@ def default_config() -> ConfigDict:
     loss.focal = 1.0
     loss.no_object = 0.1
     loss.auxiliary = True  # class and box losses on every decoder layer
+    # Masks cost most of a step; on a part of the targets and pixels the losses are the same but for noise.
+    loss.mask_targets = 0  # of an image at most so many, drawn anew every time; 0: all
+    loss.mask_pixels = 1  # k: only every k-th row and column
 
     # Eq. 6. A frozen detector was trained with these, so they do not follow the lambdas of the loss.
     config.matching = matching = ConfigDict()

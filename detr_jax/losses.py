@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from detr_jax import boxes
 from detr_jax.models.layers import valid_mask
-from detr_jax.resize import resize_bilinear
+from detr_jax.resize import resize_bilinear, thin
 
 Scalar = Float[Array, ""]
 PerLayer = Float[Array, " layers"]
@@ -127,6 +127,7 @@ def pair_losses(
     mask_logits: Float[Array, "pairs quarter_height quarter_width"],
     targets: Targets,
     pairs: Int[Array, "pairs 3"],
+    every: int = 1,
 ) -> dict[str, Float[Array, " pairs"]]:
     """Dice and focal loss of every mask at full resolution, over valid pixels (Eqs. 10-13).
 
@@ -134,15 +135,16 @@ def pair_losses(
       mask_logits: at a quarter of the resolution.
       targets: of the batch.
       pairs: image, query and target of each mask; target -1 is padding, with a loss of zero.
+      every: k to look only at every k-th row and column of pixels.
 
     Returns:
       loss_mask (focal, alpha 0.25, gamma 2) and loss_dice.
     """
     image, target = pairs[:, 0], pairs[:, 2]
     size, shape = targets.size[image], targets.segment_map.shape[1:]
-    logits = resize_bilinear(mask_logits, -(-size // 4), size, shape)
-    valid = valid_mask(size, shape, 1)
-    wanted = targets.segment_map[image] == (target + 1)[:, None, None]
+    logits = resize_bilinear(mask_logits, -(-size // 4), size, shape, every)
+    valid = thin(valid_mask(size, shape, 1), every)
+    wanted = thin(targets.segment_map, every)[image] == (target + 1)[:, None, None]
 
     pixels = valid.sum((1, 2))
     focal = jnp.where(valid, focal_loss(logits, wanted), 0.0).sum((1, 2)) / pixels
@@ -153,16 +155,20 @@ def pair_losses(
 
 
 def mask_losses(
-    of_pairs: dict[str, Float[Array, " pairs"]], targets: Targets, mean: Callable[[Any], Any] = _same
+    of_pairs: dict[str, Float[Array, " pairs"]],
+    targets: Targets,
+    share: Scalar | float = 1.0,
+    mean: Callable[[Any], Any] = _same,
 ) -> dict[str, Scalar]:
     """Sums `pair_losses` and divides them by the number of targets.
 
     Args:
       of_pairs: the losses of every mask of the batch.
       targets: of the batch.
+      share: of the matched targets that have a mask among the pairs.
       mean: average over devices.
     """
-    count = target_number(targets, mean)
+    count = target_number(targets, mean) * share
     return {name: values.sum() / count for name, values in of_pairs.items()}
 
 

@@ -30,6 +30,23 @@ def matched_pairs(assignment: Int32[np.ndarray, "batch targets"]) -> Int32[np.nd
     return np.stack([image, assignment[image, target], target], axis=1).astype(np.int32)
 
 
+def sample_pairs(
+    pairs: Int32[np.ndarray, "pairs 3"], per_image: int, rng: np.random.Generator
+) -> Int32[np.ndarray, "sampled 3"]:
+    """At most so many pairs of every image, each as likely as the others, in their order.
+
+    Args:
+      pairs: image, query, target.
+      per_image: the most of one image; 0 for all.
+      rng: that chooses.
+    """
+    if not per_image or not len(pairs):
+        return pairs
+    of_images = (np.flatnonzero(pairs[:, 0] == image) for image in np.unique(pairs[:, 0]))
+    chosen = [rng.permutation(indices)[:per_image] for indices in of_images]
+    return pairs[np.sort(np.concatenate(chosen))]
+
+
 def query_pairs(queries: Sequence[Int[np.ndarray, " _"]]) -> Int32[np.ndarray, "pairs 2"]:
     """(image, query) of chosen queries, image by image."""
     image = np.repeat(np.arange(len(queries)), [len(chosen) for chosen in queries])

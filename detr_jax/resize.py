@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 
 def bilinear_weights(
@@ -27,6 +27,7 @@ def resize_bilinear(
     from_size: Int[Array, "maps 2"],
     to_size: Int[Array, "maps 2"],
     shape: tuple[int, ...],
+    every: int = 1,
 ) -> Float[Array, "maps height width"]:
     """Resizes the valid part of every map to the valid part of a canvas of a static shape.
 
@@ -37,10 +38,17 @@ def resize_bilinear(
       maps: padded maps; what lies outside `from_size` is not read as long as it is finite.
       from_size: valid height and width of each map.
       to_size: height and width each valid part is resized to.
-      shape: height and width of the returned canvas; zero outside `to_size`.
+      shape: height and width of the canvas; zero outside `to_size`.
+      every: k to compute only every k-th row and column, those of `thin`.
     """
     rows = bilinear_weights(from_size[:, 0], to_size[:, 0], maps.shape[1], shape[0])
     columns = bilinear_weights(from_size[:, 1], to_size[:, 1], maps.shape[2], shape[1])
+    rows, columns = rows[:, every // 2 :: every], columns[:, every // 2 :: every]
     precision = jax.lax.Precision.HIGHEST
     maps = jnp.einsum("nHh,nhw->nHw", rows, maps.astype(jnp.float32), precision=precision)
     return jnp.einsum("nHw,nWw->nHW", maps, columns, precision=precision)
+
+
+def thin(maps: Shaped[Array, "maps height width"], every: int) -> Shaped[Array, "maps _ _"]:
+    """Every k-th row and column, from the middle of the first k on."""
+    return maps[:, every // 2 :: every, every // 2 :: every]

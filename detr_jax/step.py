@@ -12,6 +12,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
@@ -30,7 +31,7 @@ from detr_jax.matching import MatchingWeights, assign, assign_on_device, matchin
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, Outputs
 from detr_jax.optim import Params, merge_params, split_params
-from detr_jax.pairs import matched_pairs, pad_pairs, padded_length
+from detr_jax.pairs import matched_pairs, pad_pairs, padded_length, sample_pairs
 from detr_jax.state import TrainState
 
 Batch = dict[str, Any]
@@ -52,7 +53,8 @@ class TrainStep:
         self.learning_rate_backbone = config.optim.learning_rate_backbone
         self.with_masks = config.stage != "boxes"
         self.auxiliary = config.loss.auxiliary
-        self.loss_weights = LossWeights(**_without(config.loss, "auxiliary"))
+        self.mask_targets, self.mask_pixels = config.loss.mask_targets, config.loss.mask_pixels
+        self.loss_weights = LossWeights(**_without(config.loss, "auxiliary", "mask_targets", "mask_pixels"))
         self.matching_weights = MatchingWeights(**_without(config.matching, "method"))
         self.match_on_device = _matches_on_device(config.matching.method)
         self.pair_lengths = tuple(config.pair_lengths)
@@ -78,12 +80,12 @@ class TrainStep:
           ValueError: the batch does not divide by the devices.
           FloatingPointError: a matching cost is not finite.
         """
-        labels = batch["labels"]
+        labels, image_id = batch["labels"], batch["image_id"]
         batch = parallel.shard({name: batch[name] for name in ("image", *Targets._fields)})
         labels = labels.reshape(batch["labels"].shape)
         outputs, costs, vjp = self._forward(state, batch)
         assignment = np.asarray(costs) if self.match_on_device else match(np.asarray(costs), labels)
-        pairs = self.pairs(assignment[:, -1]) if self.with_masks else None
+        pairs = self.pairs(assignment[:, -1], image_id) if self.with_masks else None
         return self._update(state, batch, outputs, vjp, assignment, pairs)
 
     def forward(self, state: TrainState, batch: Batch) -> tuple[Outputs, Array, Any]:
@@ -132,9 +134,12 @@ class TrainStep:
                     outputs.features,
                     targets.size,
                     pairs,
-                    functools.partial(pair_losses, targets=targets),
+                    functools.partial(pair_losses, targets=targets, every=self.mask_pixels),
                 )
-                losses |= mask_losses(of_pairs, targets, parallel.mean)
+                sampled, matched = (pairs[:, 2] >= 0).sum(), (assignment[-1] >= 0).sum()
+                sampled, matched = parallel.mean((sampled.astype(jnp.float32), matched.astype(jnp.float32)))
+                share = jnp.where(matched > 0, sampled / matched, 1.0)
+                losses |= mask_losses(of_pairs, targets, share, parallel.mean)
             return total_loss(losses, self.loss_weights), losses
 
         head = {name: trained[name] for name in ("mask_head",) if name in trained}
@@ -149,10 +154,12 @@ class TrainStep:
         return TrainState(state.step + 1, params, opt_state), metrics
 
     def pairs(
-        self, assignment: Int[np.ndarray, "devices batch targets"]
+        self, assignment: Int[np.ndarray, "devices batch targets"], image_id: Int[np.ndarray, " images"]
     ) -> Int[np.ndarray, "devices pairs 3"]:
-        """Matched pairs of every device, padded to one of the static lengths."""
-        lists = [matched_pairs(one) for one in assignment]
+        """Matched pairs of every device, or some of them, padded to one of the static lengths."""
+        # By the images, so that a resumed run chooses the same.
+        rng = np.random.default_rng([self.seed, *image_id.astype(np.uint64)])
+        lists = [sample_pairs(matched_pairs(one), self.mask_targets, rng) for one in assignment]
         needed = parallel.max_over_processes(max(map(len, lists)))
         length = padded_length(needed, assignment.shape[1], self.pair_lengths)
         return np.stack([pad_pairs(one, length) for one in lists])

@@ -13,6 +13,7 @@ from detr_jax.losses import (
     pair_losses,
     total_loss,
 )
+from detr_jax.resize import resize_bilinear
 
 
 @pytest.fixture
@@ -95,6 +96,28 @@ def test_dice_loss_is_equation_10():
     logits = np.zeros((1, 8, 8), np.float32)  # probability one half everywhere
     losses = mask_losses(pair_losses(jnp.asarray(logits), targets, jnp.array([[0, 0, 0]])), targets)
     np.testing.assert_allclose(losses["loss_dice"], 1 - (2 * 256 + 1) / (512 + 512 + 1), rtol=1e-5)
+
+
+def test_mask_losses_on_some_pixels_are_those_of_a_thinned_image(targets):
+    ramp = np.linspace(-2, 2, 14)[None, None] + np.linspace(-1, 1, 10)[None, :, None]
+    logits = jnp.asarray(np.broadcast_to(ramp, (4, 10, 14)), jnp.float32)
+    some = pair_losses(logits, targets, PAIRS, 2)
+    full = resize_bilinear(logits, -(-targets.size[PAIRS[:, 0]] // 4), targets.size[PAIRS[:, 0]], (40, 56))
+    for index, (image, _, target) in enumerate(np.asarray(PAIRS)[:3]):
+        height, width = targets.size[image]
+        chosen = np.asarray(full)[index, 1:height:2, 1:width:2]
+        wanted = np.asarray(targets.segment_map)[image, 1:height:2, 1:width:2] == target + 1
+        focal = focal_loss(jnp.asarray(chosen), jnp.asarray(wanted)).mean()
+        np.testing.assert_allclose(some["loss_mask"][index], focal, rtol=1e-5)
+    whole = pair_losses(logits, targets, PAIRS)
+    for name in whole:
+        np.testing.assert_allclose(some[name], whole[name], rtol=0.05)
+
+
+def test_losses_of_some_masks_are_divided_by_their_share(targets):
+    of_pairs = {"loss_dice": jnp.array([0.5, 0.7])}  # of two of the three targets
+    mean = mask_losses(of_pairs, targets, 2 / 3)["loss_dice"]
+    np.testing.assert_allclose(mean, 0.6, rtol=1e-6)
 
 
 def test_padding_changes_nothing(outputs, targets):

@@ -29,6 +29,7 @@ def make_batch(parts, shape, max_targets):
         "segment_map": np.zeros((count, *shape), np.uint8),
         "labels": np.full((count, max_targets), -1, np.int32),
         "boxes": np.zeros((count, max_targets, 4), np.float32),
+        "image_id": np.arange(count),
     }
     for row, (image, (segment_map, labels, boxes)) in enumerate(parts):
         height, width = segment_map.shape
@@ -220,6 +221,20 @@ def test_auxiliary_losses_can_be_off():
     metrics = first(step(state, tiny_batch(2))[1])
     assert "loss_ce" in metrics
     assert "loss_ce_0" not in metrics
+
+
+def test_mask_losses_of_some_targets():
+    config = tiny_config("masks")
+    losses = {}
+    for config.loss.mask_targets in (0, 8, 1):
+        step, state = tiny_step(config)
+        losses[config.loss.mask_targets] = first(step(state, tiny_batch(2))[1])
+    assert losses[8] == losses[0]
+    # The mean over one of one and one of two targets, rather than over all three.
+    assert losses[1]["loss_dice"] == pytest.approx(losses[0]["loss_dice"], rel=0.3)
+    assert losses[1]["loss_dice"] != losses[0]["loss_dice"]
+    for name in ("loss_ce", "loss_bbox", "loss_giou"):
+        assert losses[1][name] == losses[0][name]
 
 
 def test_dropout_is_drawn_anew_each_step_and_the_same_each_run():
