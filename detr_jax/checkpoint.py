@@ -83,19 +83,31 @@ def _check_same_shapes(found: Any, wanted: Any) -> None:
             raise ValueError(f"{jax.tree_util.keystr(path)} is {np.shape(a)}, this run has {np.shape(b)}")
 
 
-def load_params(workdir: str | Path) -> dict[str, Any]:
-    """Parameters of the newest checkpoint of a run, on the host.
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Whether a folder is the workdir of a run with a checkpoint."""
+    folder = _folder(workdir)
+    return folder.is_dir() and ocp.CheckpointManager(folder).latest_step() is not None
+
+
+def load_params(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
+    """Parameters of a checkpoint of a run, on the host.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint; the newest by default.
 
     Raises:
-      FileNotFoundError: the folder holds no checkpoint.
+      FileNotFoundError: the folder holds no such checkpoint.
     """
     folder = _folder(workdir)
     manager = ocp.CheckpointManager(folder) if folder.is_dir() else None
-    step = manager.latest_step() if manager else None
-    if manager is None or step is None:
+    steps = manager.all_steps() if manager else []
+    if manager is None or not steps:
         raise FileNotFoundError(f"no checkpoint under {folder}: train there first, or give a weights file")
-    restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore()))
-    return jax.device_get(restored.params)
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f"no checkpoint of step {step} under {folder}: there are {sorted(steps)}")
+    args = ocp.args.Composite(params=ocp.args.StandardRestore())
+    return jax.device_get(manager.restore(max(steps) if step is None else step, args=args).params)
 
 
 def _folder(workdir: str | Path) -> Path:

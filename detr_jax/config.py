@@ -40,6 +40,7 @@ def default_config() -> ConfigDict:
     model.dropout = 0.1
     model.dtype = "float32"  # of the computation; or "bfloat16"
     model.remat = False  # True: less memory in training, more time
+    model.pyramid = True  # False: the mask head does not see the backbone's levels
 
     # The lambdas of the paper's Eqs. 4, 8 and 14; here as in the original code.
     config.loss = loss = ConfigDict()

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from detr_jax import weight_files, weights
-from detr_jax.checkpoint import load_params
+from detr_jax.checkpoint import has_checkpoint, load_params
 from detr_jax.data.source import Category
 from detr_jax.models.detr import Detr, init_params, param_shapes
 
@@ -35,6 +35,23 @@ def starting_params(config: Any, model: Detr) -> dict[str, Any]:
     return params
 
 
+def trained_params(config: Any, model: Detr, workdir: str | Path) -> tuple[dict[str, Any], str]:
+    """Parameters to evaluate or to predict with, and where they are from.
+
+    Args:
+      config: its `init_from`, which counts where the workdir has no checkpoint.
+      model: built from `config.model`.
+      workdir: whose newest checkpoint is taken if there is one.
+
+    Raises:
+      FileNotFoundError: neither is there.
+      WeightsError: a checkpoint that does not fit the model.
+    """
+    if has_checkpoint(workdir) or not config.init_from:
+        return _run_params(str(workdir), model), str(workdir)
+    return read_params(config.init_from, model), config.init_from
+
+
 def read_params(source: str, model: Detr) -> dict[str, Any]:
     """Parameters of a workdir or of a checkpoint file, see `weight_files.locate`.
 
@@ -43,9 +60,7 @@ def read_params(source: str, model: Detr) -> dict[str, Any]:
       WeightsError: a checkpoint of another model; the message names the tensors.
     """
     if Path(source).is_dir():
-        params = load_params(source)
-        _check_same(source, params, param_shapes(model, "mask_head" in params))
-        return params
+        return _run_params(source, model)
     state = weight_files.read_state_dict(source)
     classes = weights.infer_model(state)["num_classes"]
     if classes != model.num_classes:
@@ -54,6 +69,12 @@ def read_params(source: str, model: Detr) -> dict[str, Any]:
             f"set --config.model.num_classes={classes}"
         )
     return weights.from_state_dict(state, model, source)
+
+
+def _run_params(workdir: str, model: Detr) -> dict[str, Any]:
+    params = load_params(workdir)
+    _check_same(workdir, params, param_shapes(model, "mask_head" in params))
+    return params
 
 
 def _check_same(source: str, params: Any, expected: Any) -> None:

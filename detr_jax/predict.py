@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from detr_jax import parallel, weight_files, weights
-from detr_jax.checkpoint import load_params
 from detr_jax.config import default_config, parse_config
 from detr_jax.data.categories import coco_panoptic, from_json, to_json
 from detr_jax.data.order import choose_shape
@@ -21,7 +20,7 @@ from detr_jax.data.source import Category
 from detr_jax.data.transforms import EvalTransform, plan_eval, resize_image
 from detr_jax.evaluation.detection import detections
 from detr_jax.inference import Inference
-from detr_jax.initialize import read_params
+from detr_jax.initialize import read_params, trained_params
 from detr_jax.models.detr import Detr, build_model
 from detr_jax.panoptic import PanopticSegmentation
 
@@ -248,7 +247,7 @@ def predict(config: Any, workdir: str | Path, images: Sequence[str]) -> None:
     A file that is no image is reported and left out.
 
     Args:
-      config: see `default_config`; weights are its `init_from`, or else the workdir's newest checkpoint.
+      config: see `default_config`; for the weights see `trained_params`.
       workdir: gets predictions/panoptic/*.png, predictions/panoptic.json and predictions/overlays/*.png.
       images: files, or folders of them.
 
@@ -293,11 +292,10 @@ def predict(config: Any, workdir: str | Path, images: Sequence[str]) -> None:
 
 
 def _predictor(config: Any, workdir: str | Path) -> Predictor:
-    model = build_model(config.model)
-    params = read_params(config.init_from, model) if config.init_from else load_params(workdir)
-    known = _stored_with(config.init_from or workdir)
+    params, source = trained_params(config, build_model(config.model), workdir)
+    known = _stored_with(source)
     categories = from_json(json.loads(known["categories"])) if known else coco_panoptic()
-    return Predictor(model, params, categories, config)
+    return Predictor(build_model(config.model), params, categories, config)
 
 
 def _stored_with(source: str | Path) -> dict[str, str]:

@@ -11,14 +11,14 @@ import jax
 from PIL import Image
 
 from detr_jax import parallel, visualize
-from detr_jax.checkpoint import Checkpoints, load_params
+from detr_jax.checkpoint import Checkpoints
 from detr_jax.data.categories import to_json
 from detr_jax.data.pipeline import eval_data, load_source, train_data
 from detr_jax.data.source import Example, Source
 from detr_jax.evaluation.evaluate import evaluate_detection, evaluate_panoptic
 from detr_jax.fusion import DeviceSegmentation
 from detr_jax.inference import Inference
-from detr_jax.initialize import check_classes, read_params, starting_params
+from detr_jax.initialize import check_classes, starting_params, trained_params
 from detr_jax.models.detr import build_model
 from detr_jax.optim import make_optimizer
 from detr_jax.panoptic import PanopticSegmentation, from_example
@@ -79,7 +79,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
 
 
 def evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
-    """Evaluates `config.init_from`, or else the workdir's newest checkpoint, and prints the table.
+    """Evaluates the workdir's newest checkpoint, or else `config.init_from`, and prints the table.
 
     Args:
       config: see `default_config`.
@@ -88,14 +88,15 @@ def evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
     source = load_source(config.data, "eval")
     check_classes(source.categories, config.model.num_classes)
     model = build_model(config.model)
-    params = read_params(config.init_from, model) if config.init_from else load_params(workdir)
+    params, used = trained_params(config, model, workdir)
     if config.model.masks and "mask_head" not in params:
         raise ValueError(
-            f"{config.init_from or workdir} has no mask head, so it has no panoptic quality: "
+            f"{used} has no mask head, so it has no panoptic quality: "
             "set --config.model.masks=False for its box AP"
         )
-    step = 0 if config.init_from else Checkpoints(workdir).latest_step or 0
+    step = Checkpoints(workdir).latest_step or 0
     reporter = Reporter(workdir, step, config.eval.batch_size)
+    reporter.say(f"evaluating {used}")
     result = _evaluate(config, workdir, model, parallel.replicate(params), source, reporter, step, True)
     reporter.close()
     return result

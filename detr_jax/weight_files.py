@@ -1,18 +1,10 @@
-"""Checkpoint files: of PyTorch, of the Hugging Face hub, exported from a run, or shipped with this package.
+"""Checkpoint files: of PyTorch, of the Hugging Face hub, exported from a run, or part of this package."""
 
-python -m detr_jax.weight_files WORKDIR FILE
-
-writes the newest checkpoint of a run as one safetensors file, its config and categories inside.
-"""
-
-import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detr_jax.checkpoint import load_params
-from detr_jax.weights import StateDict, WeightsError, to_state_dict
+from detr_jax.weights import StateDict, WeightsError
 
 PACKAGED = Path(__file__).parent / "pretrained"
 
@@ -57,7 +49,7 @@ def read_state_dict(path: str | Path) -> StateDict:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What `export` wrote beside the tensors: "config" and "categories" as JSON; nothing of other files.
+    """What `export.py` wrote beside the tensors: "config" and "categories" as JSON; nothing of other files.
 
     Args:
       path: see `locate`.
@@ -113,23 +105,6 @@ def write_state_dict(state: StateDict, path: str | Path, metadata: Mapping[str, 
     torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state.items()}}, path)
 
 
-def export(workdir: str | Path, file: str | Path, dtype: str = "float32") -> None:
-    """Writes the newest checkpoint of a run, with its config and categories, in the original's layout.
-
-    Args:
-      workdir: of the run.
-      file: to write, `.safetensors`, or `.pth`, which then holds the tensors alone.
-      dtype: of the tensors in the file: float32, or float16 for half the size.
-
-    Raises:
-      FileNotFoundError: the workdir holds no checkpoint.
-    """
-    state = {name: array.astype(dtype) for name, array in to_state_dict(load_params(workdir)).items()}
-    known = {name: (Path(workdir) / f"{name}.json").read_text() for name in ("config", "categories")}
-    metadata = {name: json.dumps(json.loads(text)) for name, text in known.items()}
-    write_state_dict(state, file, metadata | {"format": "pt"})
-
-
 def _torch(purpose: str) -> Any:
     try:
         import torch
@@ -150,7 +125,3 @@ def main() -> None:
         export(**vars(parser.parse_args()))
     except FileNotFoundError as error:
         parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -283,4 +283,5 @@ def infer_model(state: StateDict) -> dict[str, Any]:
         "num_encoder_layers": count("transformer/encoder_{}/linear1/bias"),
         "num_decoder_layers": count("transformer/decoder_{}/linear1/bias"),
         "feedforward_dim": shape("transformer/encoder_0/linear1/bias")[0],
+        "pyramid": not panoptic or "mask_head.adapter1.weight" in state,
     }

@@ -9,7 +9,9 @@ from detr_jax.models.detr import build_model
 @pytest.mark.parametrize(
     ("name", "variants", "expected"),
     [
-        ("shapes", "", (18, False, "joint")),
+        ("shapes", "", (18, True, "masks")),
+        ("shapes", "boxes", (18, True, "boxes")),
+        ("shapes", "joint", (18, True, "joint")),
         ("boxes", "", (50, False, "boxes")),
         ("panoptic", "resnet101,dc5", (101, True, "masks")),
         ("joint", "dc5", (50, True, "joint")),

@@ -40,6 +40,7 @@ def test_infers_the_published_models():
         "num_encoder_layers": 6,
         "num_decoder_layers": 6,
         "feedforward_dim": 2048,
+        "pyramid": True,
     }
 
 

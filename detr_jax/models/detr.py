@@ -83,6 +83,8 @@ class Detr(nn.Module):
       dropout: rate in the transformer.
       dtype: of the computation; parameters, softmax, norms and outputs are float32.
       remat: keep less for gradients, and compute blocks and layers again for them.
+      pyramid: whether the mask head sees the backbone's levels C4, C3 and C2, like an FPN; False only to
+        find out what they are worth.
     """
 
     num_classes: int = 250
@@ -100,6 +102,7 @@ class Detr(nn.Module):
     dropout: float = 0.1
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    pyramid: bool = True
 
     @property
     def stride(self) -> int:
@@ -128,7 +131,7 @@ class Detr(nn.Module):
         )
         self.class_head = nn.Dense(self.num_classes + 1, kernel_init=initializers.linear)
         self.box_head = BoxHead(self.dtype)
-        self.mask_head = MaskHead(self.hidden_dim, self.num_heads, self.stride, self.dtype)
+        self.mask_head = MaskHead(self.hidden_dim, self.num_heads, self.stride, self.dtype, self.pyramid)
 
     def __call__(
         self,

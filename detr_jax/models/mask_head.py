@@ -126,12 +126,14 @@ class MaskHead(nn.Module):
       num_heads: heads of the attention map.
       stride: image pixels per memory pixel, 32 or 16.
       dtype: of the convolutions; norms are float32.
+      pyramid: False leaves the backbone's levels out.
     """
 
     hidden_dim: int = 256
     num_heads: int = 8
     stride: int = 32
     dtype: DTypeLike = jnp.float32
+    pyramid: bool = True
 
     def setup(self) -> None:
         """Makes the layers; their names are those of the parameters."""
@@ -165,9 +167,12 @@ class MaskHead(nn.Module):
         projected = zero_outside(features.projected.astype(self.dtype), mask)
         convolved = [convolve_windows(projected, kernel[:, :, : self.hidden_dim], (1, 1)) + bias]
         for level, fine in enumerate(features.pyramid, start=1):
+            kernel, bias = getattr(self, f"conv{level + 2}")()
+            if not self.pyramid:
+                convolved.append(jnp.broadcast_to(bias, (*fine.shape[:3], len(bias))))
+                continue
             mask = valid_mask(size, fine.shape[1:3], 32 // 2**level)
             adapted = zero_outside(getattr(self, f"adapter{level}")(fine), mask)
-            kernel, bias = getattr(self, f"conv{level + 2}")()
             convolved.append(convolve_windows(adapted, kernel, (1, 1)) + bias)
         return ImageParts(query, key, tuple(convolved))
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from detr_jax import weights
 from detr_jax.models import detr
 
 
@@ -52,3 +53,20 @@ def test_gradients_of_several_rounds_are_those_of_one(tiny_model, tiny_params, p
     for one, several in zip(*map(jax.tree.leaves, results), strict=True):
         # Some are zero in exact arithmetic, as of a bias that a softmax removes.
         np.testing.assert_allclose(several, one, atol=1e-5 * max(0.1, np.abs(one).max()), rtol=1e-3)
+
+
+def test_levels_of_the_backbone_can_be_left_out(tiny_model, tiny_params, pictures):
+    size = jnp.array([[45, 60], [40, 33]])
+    outputs = jax.jit(functools.partial(detr.detect, tiny_model))(tiny_params, pictures, size)
+    without = outputs.features._replace(pyramid=jax.tree.map(jnp.zeros_like, outputs.features.pyramid))
+    pairs = jnp.array([[0, 3], [1, 5]])
+    plain = tiny_model.clone(pyramid=False)
+    params = jax.device_get(detr.init_params(plain, jax.random.key(0)))
+    assert not any(name.startswith("adapter") for name in params["mask_head"])
+    assert weights.infer_model(weights.to_state_dict(params))["pyramid"] is False
+    differs = []
+    for model, of_model in ((tiny_model, tiny_params), (plain, params)):
+        segment = jax.jit(functools.partial(detr.segment, model))
+        masks = [segment(of_model, features, size, pairs) for features in (outputs.features, without)]
+        differs.append(not np.array_equal(*masks))
+    assert differs == [True, False]

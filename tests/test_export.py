@@ -1,0 +1,56 @@
+import json
+import subprocess
+import sys
+
+import make
+import numpy as np
+import pytest
+
+from detr_jax import Predictor, weight_files, weights
+from detr_jax.checkpoint import Checkpoints, load_params
+from detr_jax.config import default_config
+from detr_jax.data.categories import to_json
+from detr_jax.data.pipeline import train_data
+from detr_jax.data.shapes import Shapes, shapes_categories
+from detr_jax.export import export
+from detr_jax.optim import make_optimizer
+from detr_jax.step import TrainStep
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model, tiny_params):
+    """The workdir of a run that was saved before its first step."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = default_config()
+    config.model.update({key: getattr(tiny_model, key) for key in make.TINY})
+    small = {"train_shapes": ((64, 64),), "train_scales": (64,), "eval_shapes": ((64, 64),), "eval_scale": 64}
+    config.data.update(small | {"crop_probability": 0.0})
+    (workdir / "config.json").write_text(config.to_json())
+    (workdir / "categories.json").write_text(json.dumps(to_json(shapes_categories())))
+    checkpoints = Checkpoints(workdir)
+    state = TrainStep(tiny_model, config, make_optimizer(config.optim, 1)).init(tiny_params)
+    checkpoints.save(state, train_data(Shapes("train", 16, 64), config))
+    checkpoints.wait()
+    return workdir
+
+
+def test_an_exported_run_predicts_as_its_workdir(run, pictures, tmp_path):
+    file = tmp_path / "run.safetensors"
+    export(run, file)
+    ours, theirs = Predictor.from_pretrained(run), Predictor.from_pretrained(file)
+    assert theirs.categories == ours.categories == shapes_categories()
+    assert theirs.config.data.eval_scale == 64
+    for a, b in zip(ours.raw(pictures[0]), theirs.raw(pictures[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_export_from_the_command_line(run, tmp_path):
+    command = [sys.executable, "-m", "detr_jax.export"]
+    file = tmp_path / "half.safetensors"
+    subprocess.run([*command, str(run), str(file), "--dtype=float16"], check=True)
+    whole = weights.to_state_dict(load_params(run))
+    half = weight_files.read_state_dict(file)
+    assert all(half[name].dtype == np.float16 for name in whole)
+    assert all(np.array_equal(half[name], array.astype(np.float16)) for name, array in whole.items())
+    refused = subprocess.run([*command, str(tmp_path), str(file)], capture_output=True, text=True)
+    assert refused.returncode == 2 and "no checkpoint under" in refused.stderr
