@@ -53,6 +53,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.data.threads = 1
 
     config.eval.batch_size = 16
+    config.eval.threshold = 0.5
     config.eval.every_epochs = 1.0
     config.checkpoint.every_steps = 500
     return apply_variants(config, variants, {"boxes": boxes, "joint": joint})
@@ -64,6 +65,7 @@ def boxes(config: ConfigDict) -> None:
     config.init_from = ""
     config.steps = 24_000
     config.model.masks = False
+    config.loss.cls = 3.0  # a backbone from scratch learns classes last
     config.optim.learning_rate = 5e-4
     config.optim.learning_rate_backbone = 5e-4
     config.optim.warmup_steps = 200

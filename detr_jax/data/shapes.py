@@ -28,6 +28,7 @@ MIN_IMAGE_SIZE = 64  # below, the smallest shapes are a few pixels
 _MIN_PIXELS = 16  # a segment of which less is visible is not there at all
 _MAX_THINGS = 8
 _RADIUS = (0.055, 0.33)  # of a shape, relative to the image
+_THING_CONTRAST = 0.5  # of a pattern inside an outline, so that the outline is what stands out
 
 _Outline = Callable[[Plane, Plane], Plane]
 
@@ -174,9 +175,9 @@ def draw(
         pattern = list(PATTERNS)[rng.integers(len(PATTERNS))]
         palette = palettes[rng.integers(len(grounds), len(palettes))]
         visible = owners[thing.window] == k
-        _paint(image, thing.window, visible, pattern, palette, rng)
+        _paint(image, thing.window, visible, pattern, palette, rng, _THING_CONTRAST)
         # A dark rim, so that a thing stands out from one of its own colours.
-        image[thing.window][visible & (thing.depth < 1)] *= 0.55
+        image[thing.window][visible & (thing.depth < size / 64)] *= 0.4
     image *= rng.uniform(0.85, 1.1)
     image += rng.standard_normal((size, size, 1), np.float32) * 4
 
@@ -257,11 +258,14 @@ def _paint(
     pattern: str,
     palette: Float32[np.ndarray, "2 3"],
     rng: np.random.Generator,
+    contrast: float = 1.0,
 ) -> None:
-    """Paints the visible pixels of a window of the image, in place."""
+    """Paints the visible pixels of a window of the image, in place; less contrast is about a random level."""
     size = len(image)
     u, v = _turned(window, rng.uniform(0, size, 2), rng.normal(0, 0.25))
     lightness = PATTERNS[pattern](u, v, rng)[visible][:, None]
+    if contrast < 1:
+        lightness = contrast * lightness + (1 - contrast) * rng.uniform()
     dark, light = np.clip(palette + rng.normal(0, 10, (2, 3)), 0, 255).astype(np.float32)
     image[window][visible] = dark + (light - dark) * lightness
 
