@@ -303,7 +303,9 @@ def _stored_with(source: str | Path) -> dict[str, str]:
     if not Path(source).is_dir():
         return weight_files.read_metadata(source)
     files = {name: Path(source) / f"{name}.json" for name in ("config", "categories")}
-    return {name: file.read_text() for name, file in files.items() if file.exists()}
+    if not all(file.exists() for file in files.values()):
+        return {}
+    return {name: file.read_text() for name, file in files.items()}
 
 
 def image_files(paths: Sequence[str]) -> Iterator[Path]:

@@ -113,15 +113,3 @@ def _torch(purpose: str) -> Any:
             f"{purpose} needs PyTorch: pip install 'detr_jax[torch]', or use a .safetensors file"
         ) from error
     return torch
-
-
-def main() -> None:
-    """Does what the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m detr_jax.weight_files", description=export.__doc__)
-    parser.add_argument("workdir", help="of a run")
-    parser.add_argument("file", help="to write: FILE.safetensors or FILE.pth")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
-    try:
-        export(**vars(parser.parse_args()))
-    except FileNotFoundError as error:
-        parser.error(str(error))
