@@ -25,10 +25,12 @@ from detr_jax.panoptic import from_example
 
 SPLITS = ("train", "validation", "test")
 MIN_IMAGE_SIZE = 64  # below, the smallest shapes are a few pixels
-_MIN_PIXELS = 16  # a segment of which less is visible is not there at all
+_MIN_PIXELS = 16  # a segment of which less is visible is not there at all,
+_MIN_VISIBLE = 0.3  # nor is a thing of which a smaller part is: nobody could name it
 _MAX_THINGS = 8
-_RADIUS = (0.055, 0.33)  # of a shape, relative to the image
-_THING_CONTRAST = 0.5  # of a pattern inside an outline, so that the outline is what stands out
+_RADIUS = (0.065, 0.39)  # of a shape, relative to the image
+_TURN = 0.2  # radians, one standard deviation: things stand more or less upright
+_THING_CONTRAST = 0.35  # of a pattern inside an outline, so that the outline is what stands out
 
 _Outline = Callable[[Plane, Plane], Plane]
 
@@ -105,9 +107,10 @@ def shapes_categories() -> tuple[Category, ...]:
 class Shapes:
     """Images of one to eight shapes on one to three kinds of ground.
 
-    Shapes vary sixfold in size, turn, overlap and leave the image; later ones lie in front. An image depends
-    on the seed, the split and its index, not on how many there are. Every pixel belongs to a segment, and
-    every segment shows at least 16 pixels: what would show less is not painted.
+    Shapes vary sixfold in size, tilt, overlap and leave the image; later ones lie in front. An image depends
+    on the seed, the split and its index, not on how many there are. Every pixel belongs to a segment, every
+    segment shows at least 16 pixels, and every thing at least 30% of what the image could show of it: what
+    would show less is not painted.
 
     Attributes:
       categories: of things, then of stuff.
@@ -177,7 +180,7 @@ def draw(
         visible = owners[thing.window] == k
         _paint(image, thing.window, visible, pattern, palette, rng, _THING_CONTRAST)
         # A dark rim, so that a thing stands out from one of its own colours.
-        image[thing.window][visible & (thing.depth < size / 64)] *= 0.4
+        image[thing.window][visible & (thing.depth < size / 50)] *= 0.3
     image *= rng.uniform(0.85, 1.1)
     image += rng.standard_normal((size, size, 1), np.float32) * 4
 
@@ -198,7 +201,7 @@ def _draw_thing(size: int, rng: np.random.Generator, inside: bool) -> _Thing:
     low = np.maximum(0, np.floor(center - radius).astype(int))
     high = np.minimum(size, np.ceil(center + radius).astype(int) + 1)
     window = (slice(low[0], high[0]), slice(low[1], high[1]))
-    u, v = _turned(window, center, rng.uniform(0, 2 * np.pi))
+    u, v = _turned(window, center, rng.normal(0, _TURN))
     outline = list(_THINGS.values())[kind]
     scale = np.float32(radius)
     return _Thing(kind, outline(u / scale, v / scale) * scale, window)
@@ -234,17 +237,20 @@ def _arrange(things: Sequence[_Thing], regions: Int[np.ndarray, "size size"]) ->
     out, and a region of ground goes to the largest one.
     """
     regions, left = regions.copy(), np.ones(len(things), bool)
+    needed = np.full(len(things) + regions.max() + 1, _MIN_PIXELS)
+    whole = [np.count_nonzero(thing.depth > 0) for thing in things]
+    needed[: len(things)] = np.maximum(_MIN_PIXELS, np.multiply(_MIN_VISIBLE, whole))
     while True:
         owners = regions + len(things)
         for k, thing in enumerate(things):
             if left[k]:
                 owners[thing.window][thing.depth > 0] = k
-        pixels = np.bincount(owners.ravel(), minlength=len(things))
-        hidden = (pixels < _MIN_PIXELS) & (pixels > 0)
+        pixels = np.bincount(owners.ravel(), minlength=len(needed))
+        hidden = (pixels < needed) & (pixels > 0)
         hidden[: len(things)] |= left & (pixels[: len(things)] == 0)
         if not hidden.any():
             return owners
-        least = int(np.argmin(np.where(hidden, pixels, owners.size)))
+        least = int(np.argmin(np.where(hidden, pixels / needed, np.inf)))
         if least < len(things):
             left[least] = False
         else:
