@@ -24,8 +24,8 @@ def get_config(variants: str = "") -> ConfigDict:
     config.model.norm = "group"  # trained from scratch
     config.model.dilation = True  # 64 tokens, not 16: an image holds up to eleven segments
     config.model.hidden_dim = 128
-    config.model.num_encoder_layers = 3
-    config.model.num_decoder_layers = 4
+    config.model.num_encoder_layers = 2
+    config.model.num_decoder_layers = 3
     config.model.feedforward_dim = 256
     config.model.dropout = 0.0  # no image is seen twice
 
@@ -63,11 +63,13 @@ def boxes(config: ConfigDict) -> None:
     """The detector alone, from scratch: two hours on two cores."""
     config.stage = "boxes"
     config.init_from = ""
-    config.steps = 24_000
+    config.steps = 40_000
+    config.batch_size = 8  # smaller steps, and more of them, learn faster here
     config.model.masks = False
     config.loss.cls = 3.0  # a backbone from scratch learns classes last
     config.optim.learning_rate = 5e-4
     config.optim.learning_rate_backbone = 5e-4
+    config.optim.b2 = 0.98
     config.optim.warmup_steps = 200
     config.eval.every_epochs = 0.1
 

@@ -69,6 +69,7 @@ def default_config() -> ConfigDict:
     optim.learning_rate = 1e-4
     optim.learning_rate_backbone = 1e-5  # 0: the backbone is frozen
     optim.weight_decay = 1e-4
+    optim.b2 = 0.999  # decay of AdamW's second moment
     optim.clip_norm = 0.1
     optim.schedule = "step"  # a tenth from `drop_at` of the run on; or "cosine", "constant"
     optim.drop_at = 2.0 / 3.0

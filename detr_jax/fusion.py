@@ -213,7 +213,7 @@ def fuse(
 
 
 @functools.lru_cache(maxsize=4096)
-def nearest_indices(from_length: int, to_length: int) -> Int[np.ndarray, "{to_length}"]:
+def nearest_indices(from_length: int, to_length: int) -> Int[np.ndarray, " {to_length}"]:
     """The source pixel of every target pixel of one axis in Pillow's nearest resize.
 
     Asked of Pillow itself: it sums its position step by step, so its ties differ from any closed form.

@@ -86,13 +86,13 @@ def make_optimizer(config: Any, total_steps: int) -> optax.GradientTransformatio
     """Clips the gradient's global norm, then AdamW with one learning rate for the backbone, one for the rest.
 
     Args:
-      config: `optim` section: learning_rate, learning_rate_backbone, weight_decay, clip_norm, schedule...
+      config: `optim` section: learning_rate, learning_rate_backbone, weight_decay, b2, clip_norm, schedule...
       total_steps: of the run.
     """
     factor = make_schedule(config, total_steps)
 
     def adamw(rate: float) -> optax.GradientTransformation:
-        return optax.adamw(lambda step: rate * factor(step), weight_decay=config.weight_decay)
+        return optax.adamw(lambda step: rate * factor(step), b2=config.b2, weight_decay=config.weight_decay)
 
     def labels(params: Params) -> Params:
         flat = flatten_dict(params, sep="/")

@@ -38,7 +38,7 @@ def number_segments(
 
 def find_boxes(
     segment_map: UInt8[np.ndarray, "height width"], count: int
-) -> tuple[Float32[np.ndarray, "{count} 4"], Bool[np.ndarray, "{count}"]]:
+) -> tuple[Float32[np.ndarray, "{count} 4"], Bool[np.ndarray, " {count}"]]:
     """Boxes of the segments 1..count, and which of them have a pixel at all.
 
     As in the original's `masks_to_boxes`, corners are the first and the last column and row of a segment, so

@@ -110,7 +110,7 @@ class Kernel(nn.Module):
     @nn.compact
     def __call__(
         self,
-    ) -> tuple[Float[Array, "3 3 {self.channels} {self.features}"], Float[Array, "{self.features}"]]:
+    ) -> tuple[Float[Array, "3 3 {self.channels} {self.features}"], Float[Array, " {self.features}"]]:
         """Returns kernel and bias."""
         shape = (3, 3, self.channels, self.features)
         kernel = self.param("kernel", initializers.kaiming_uniform, shape)
