@@ -83,10 +83,10 @@ def _check_same_shapes(found: Any, wanted: Any) -> None:
             raise ValueError(f"{jax.tree_util.keystr(path)} is {np.shape(a)}, this run has {np.shape(b)}")
 
 
-def has_checkpoint(workdir: str | Path) -> bool:
-    """Whether a folder is the workdir of a run with a checkpoint."""
+def latest_step(workdir: str | Path) -> int | None:
+    """Step of a run's newest checkpoint, None without one; the folder stays as it is."""
     folder = _folder(workdir)
-    return folder.is_dir() and ocp.CheckpointManager(folder).latest_step() is not None
+    return ocp.CheckpointManager(folder).latest_step() if folder.is_dir() else None
 
 
 def load_params(workdir: str | Path, step: int | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from detr_jax import weight_files, weights
-from detr_jax.checkpoint import has_checkpoint, load_params
+from detr_jax.checkpoint import latest_step, load_params
 from detr_jax.data.source import Category
 from detr_jax.models.detr import Detr, init_params, param_shapes
 
@@ -47,7 +47,7 @@ def trained_params(config: Any, model: Detr, workdir: str | Path) -> tuple[dict[
       FileNotFoundError: neither is there.
       WeightsError: a checkpoint that does not fit the model.
     """
-    if has_checkpoint(workdir) or not config.init_from:
+    if latest_step(workdir) is not None or not config.init_from:
         return _run_params(str(workdir), model), str(workdir)
     return read_params(config.init_from, model), config.init_from
 

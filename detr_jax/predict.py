@@ -76,21 +76,21 @@ class Predictor:
         *,
         dilation: bool | None = None,
         categories: tuple[Category, ...] | None = None,
-        threshold: float = 0.85,
-        merge_stuff: str = "first",
-        dtype: str = "float32",
+        threshold: float | None = None,
+        merge_stuff: str | None = None,
+        dtype: str | None = None,
     ) -> "Predictor":
         """Loads a published checkpoint or a run of this project.
 
         Args:
           source: a `.pth` or `.safetensors` file, a hub name ("facebook/detr-resnet-50-panoptic"), the name
             of a checkpoint that comes with this package ("shapes-panoptic"), or the workdir of a run. A run
-            and what was exported from it know dilation, categories and dtype.
+            and what was exported from it know their config and categories, which are the defaults then.
           dilation: whether it is a DC5 model, which tensors do not tell; by default if "dc5" is in the name.
           categories: of a checkpoint that was not trained on COCO.
-          threshold: least class probability of a segment.
-          merge_stuff: "first" as the original, or "always", see `fusion.fuse`.
-          dtype: of the computation, "float32" or "bfloat16".
+          threshold: least class probability of a segment; 0.85 by default, as in the original.
+          merge_stuff: "first" by default, as in the original, or "always", see `fusion.fuse`.
+          dtype: of the computation, "float32" by default, or "bfloat16".
 
         Raises:
           FileNotFoundError: no such file, hub name, or checkpoint in the workdir.
@@ -98,6 +98,9 @@ class Predictor:
         """
         known = _stored_with(source)
         config = parse_config(known["config"]) if known else default_config()
+        config.model.dtype = dtype or config.model.dtype
+        config.eval.threshold = config.eval.threshold if threshold is None else threshold
+        config.eval.merge_stuff = merge_stuff or config.eval.merge_stuff
         if known:
             model = build_model(config.model)
             params = read_params(str(source), model)
@@ -106,10 +109,10 @@ class Predictor:
             state = weight_files.read_state_dict(source)
             if dilation is None:
                 dilation = "dc5" in Path(source).name.lower()
-            model = Detr(**weights.infer_model(state), dilation=dilation, dtype=jnp.dtype(dtype))
+            inferred = weights.infer_model(state)
+            model = Detr(**inferred, dilation=dilation, dtype=jnp.dtype(config.model.dtype))
             params = weights.from_state_dict(state, model, str(source))
             categories = categories or tuple(c for c in coco_panoptic() if c.id < model.num_classes)
-        config.eval.threshold, config.eval.merge_stuff = threshold, merge_stuff
         return cls(model, params, categories, config)
 
     def __call__(self, image: ImageLike) -> PanopticSegmentation:

@@ -11,7 +11,7 @@ import jax
 from PIL import Image
 
 from detr_jax import parallel, visualize
-from detr_jax.checkpoint import Checkpoints
+from detr_jax.checkpoint import Checkpoints, latest_step
 from detr_jax.data.categories import to_json
 from detr_jax.data.pipeline import eval_data, load_source, train_data
 from detr_jax.data.source import Example, Source
@@ -94,7 +94,7 @@ def evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
             f"{used} has no mask head, so it has no panoptic quality: "
             "set --config.model.masks=False for its box AP"
         )
-    step = Checkpoints(workdir).latest_step or 0
+    step = latest_step(workdir) or 0
     reporter = Reporter(workdir, step, config.eval.batch_size)
     reporter.say(f"evaluating {used}")
     result = _evaluate(config, workdir, model, parallel.replicate(params), source, reporter, step, True)

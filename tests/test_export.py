@@ -22,6 +22,7 @@ def run(tmp_path_factory, tiny_model, tiny_params):
     """The workdir of a run that was saved before its first step."""
     workdir = tmp_path_factory.mktemp("run")
     config = default_config()
+    config.eval.threshold = 0.25
     config.model.update({key: getattr(tiny_model, key) for key in make.TINY})
     small = {"train_shapes": ((64, 64),), "train_scales": (64,), "eval_shapes": ((64, 64),), "eval_scale": 64}
     config.data.update(small | {"crop_probability": 0.0})
@@ -42,6 +43,12 @@ def test_an_exported_run_predicts_as_its_workdir(run, pictures, tmp_path):
     assert theirs.config.data.eval_scale == 64
     for a, b in zip(ours.raw(pictures[0]), theirs.raw(pictures[0]), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_keeps_its_settings_unless_told_otherwise(run):
+    assert Predictor.from_pretrained(run).config.eval.threshold == 0.25
+    told = Predictor.from_pretrained(run, threshold=0.0, merge_stuff="always", dtype="bfloat16").config
+    assert (told.eval.threshold, told.eval.merge_stuff, told.model.dtype) == (0.0, "always", "bfloat16")
 
 
 def test_export_from_the_command_line(run, tmp_path):
