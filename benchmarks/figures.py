@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
+from stages import TABLES
 
 from detr_jax import Predictor
 from detr_jax.checkpoint import load_params
@@ -49,11 +50,11 @@ def enlarged_image(example: Example) -> np.ndarray:
 def curves() -> None:
     """PQ against the seconds of training: mean over seeds, and their range."""
     files = sorted((HERE / "results").glob("stages_*.json"))
-    rows = [row for row in json.loads(files[-1].read_text())["rows"] if row["table"] == "stages"]
+    rows = json.loads(files[-1].read_text())["rows"]
     figure = Figure(figsize=(11, 4), dpi=130, layout="constrained")
     for column, group in enumerate(("All", "Things", "Stuff")):
         axes = figure.add_subplot(1, 3, column + 1)
-        for name in dict.fromkeys(row["row"] for row in rows):
+        for name in TABLES["stages"]:
             runs = [row["curve"] for row in rows if row["row"] == name]
             minutes = np.mean([[point["seconds"] / 60 for point in run] for run in runs], 0)
             scores = 100 * np.array([[point[f"val_pq_{group.lower()}"] for point in run] for run in runs])

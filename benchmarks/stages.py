@@ -8,6 +8,7 @@ steps as fit; compiling and evaluating do not count. Runs that the folder alread
 
 import argparse
 import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -32,33 +33,33 @@ from detr_jax.train import train
 EVALUATIONS = 5  # along a run
 TIMED_STEPS = 20
 
-# By table: the variant of configs/shapes.py that a row starts from, and what it changes.
+# The variant of configs/shapes.py that a row starts from, and what it changes.
 Row = tuple[str, dict[str, Any]]
-TABLES: dict[str, dict[str, Row]] = {
-    "stages": {
-        "frozen base, mask head": ("", {}),
-        "joint from the base": ("joint", {}),
-        "joint from scratch": ("joint", {"init_from": ""}),
-    },
-    "mask_head": {
-        "dice and focal": ("", {}),
-        "dice alone": ("", {"loss.focal": 0.0}),
-        "focal alone": ("", {"loss.dice": 0.0}),
-        "without FPN": ("", {"model.pyramid": False}),
-    },
-    "detector": {
-        "as it is": ("boxes", {}),
-        "learned positions": ("boxes", {"model.position": "learned"}),
-        "without auxiliary losses": ("boxes", {"loss.auxiliary": False}),
-        "matching without GIoU": ("boxes", {"matching.iou": 0.0}),
-    },
+ROWS: dict[str, Row] = {
+    "frozen base, mask head": ("", {}),
+    "joint from the base": ("joint", {}),
+    "joint from scratch": ("joint", {"init_from": ""}),
+    "dice alone": ("", {"loss.focal": 0.0}),
+    "focal alone": ("", {"loss.dice": 0.0}),
+    "without FPN": ("", {"model.pyramid": False}),
+    "boxes from scratch": ("boxes", {}),
+    "learned positions": ("boxes", {"model.position": "learned"}),
+    "without auxiliary losses": ("boxes", {"loss.auxiliary": False}),
+    "matching without GIoU": ("boxes", {"matching.iou": 0.0}),
 }
+TABLES = {  # the first row is what the others are compared with
+    "stages": ("frozen base, mask head", "joint from the base", "joint from scratch"),
+    "mask_head": ("frozen base, mask head", "dice alone", "focal alone", "without FPN"),
+    "detector": (
+        "boxes from scratch", "learned positions", "without auxiliary losses", "matching without GIoU"
+    ),
+}  # fmt: skip
 
 
-def make_config(table: str, row: str, seed: int) -> ConfigDict:
+def make_config(row: str, seed: int) -> ConfigDict:
     """The config of a run."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    variant, changes = TABLES[table][row]
+    variant, changes = ROWS[row]
     config = importlib.import_module("configs.shapes").get_config(variant)
     config.seed = seed
     config.update_from_flattened_dict(changes)
@@ -80,9 +81,9 @@ def step_seconds(config: ConfigDict) -> float:
     return float(np.median(seconds[TIMED_STEPS // 2 :]))
 
 
-def run(table: str, row: str, seed: int, minutes: float, workdir: Path) -> dict[str, Any]:
+def run(row: str, seed: int, minutes: float, workdir: Path) -> dict[str, Any]:
     """Trains one row with one seed, and returns what it reached on the way."""
-    config = make_config(table, row, seed)
+    config = make_config(row, seed)
     seconds = step_seconds(config)
     config.steps = round(60 * minutes / seconds)
     steps_per_epoch = config.data.train_count // config.batch_size
@@ -90,38 +91,44 @@ def run(table: str, row: str, seed: int, minutes: float, workdir: Path) -> dict[
     config.optim.warmup_steps = min(config.optim.warmup_steps, config.steps // 10)
     result = train(config, workdir)
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    curve = [
-        {
-            "seconds": record["step"] * seconds,
-            **{key: record[key] for key in record if key.startswith("val_")},
-        }
-        for record in records
-        if any(key.startswith("val_") for key in record)
-    ]
-    scores = {key: value for key, value in result.items() if key != "per_class"}
-    return {"table": table, "row": row, "seed": seed, "steps": config.steps, "result": scores, "curve": curve}
+    curve = []
+    for record in records:
+        scores = {key: value for key, value in record.items() if key.startswith("val_")}
+        if scores:
+            curve.append({"seconds": record["step"] * seconds, **scores})
+    result = {key: value for key, value in result.items() if key != "per_class"}
+    return {
+        "row": row,
+        "seed": seed,
+        "minutes": minutes,
+        "steps": config.steps,
+        "result": result,
+        "curve": curve,
+    }
 
 
-def summary(rows: list[dict[str, Any]], score: Callable[[dict[str, Any]], float]) -> str:
+def summary(runs: list[dict[str, Any]], score: Callable[[dict[str, Any]], float]) -> str:
     """Mean and spread over seeds, in percent."""
-    values = [100 * score(row["result"]) for row in rows]
-    return f"{np.mean(values):5.1f} ±{np.std(values):4.1f}"
+    values = [100 * score(run["result"]) for run in runs]
+    return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """One line a row, as in the paper's Table 2: PQ, SQ, RQ of all, things, stuff; or AP."""
-    for name in dict.fromkeys(row["row"] for row in rows):
-        same = [row for row in rows if row["row"] == name]
+def print_table(name: str, runs: list[dict[str, Any]]) -> None:
+    """A row each, as in the paper's Table 2: PQ, SQ, RQ of all, things, stuff; or box AP."""
+    print(f"\n{name}")
+    for row in TABLES[name]:
+        same = [run for run in runs if run["row"] == row]
         if "All" in same[0]["result"]:
+            groups = itertools.product(("All", "Things", "Stuff"), ("pq", "sq", "rq"))
             scores = {
                 f"{key.upper()} {group}": summary(same, lambda result, g=group, k=key: result[g][k])
-                for group in ("All", "Things", "Stuff")
-                for key in ("pq", "sq", "rq")
+                for group, key in groups
             }
         else:
             scores = {key: summary(same, lambda result, k=key: result[k]) for key in ("AP", "AP50", "AP75")}
-        steps = "/".join(str(row["steps"]) for row in same)
-        print(f"{name}: " + "  ".join(f"{key} {value}" for key, value in scores.items()) + f"  steps {steps}")
+        steps = ", ".join(str(run["steps"]) for run in same)
+        columns = " | ".join(f"{key} {value}" for key, value in scores.items())
+        print(f"{row} | {columns} | {same[0]['minutes']:g} min | {steps} steps")
 
 
 def main() -> None:
@@ -131,28 +138,31 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="of training a run (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of every row (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/stages"))
-    parser.add_argument("--row", help=argparse.SUPPRESS)  # this process: one run
+    parser.add_argument("--run", nargs=2, metavar=("ROW", "SEED"), help="this one alone, in this process")
     arguments = parser.parse_args()
-    tables = arguments.table or list(TABLES)
-    if arguments.row:
+
+    def workdir(row: str, seed: int) -> Path:
+        return arguments.folder / f"{row.replace(',', '').replace(' ', '_')}_{seed}"
+
+    if arguments.run:
         keep_compiled()
-        row, seed = arguments.row.rsplit(":", 1)
-        workdir = arguments.folder / f"{tables[0]}-{row.replace(' ', '_')}-{seed}"
-        result = run(tables[0], row, int(seed), arguments.minutes, workdir)
-        (workdir / "stage.json").write_text(json.dumps(result))
+        row, seed = arguments.run[0], int(arguments.run[1])
+        result = run(row, seed, arguments.minutes, workdir(row, seed))
+        (workdir(row, seed) / "stage.json").write_text(json.dumps(result))
         return
-    rows = []
+    tables = arguments.table or list(TABLES)
+    rows = list(dict.fromkeys(row for table in tables for row in TABLES[table]))
+    runs = []
+    for seed, row in itertools.product(range(arguments.seeds), rows):
+        file = workdir(row, seed) / "stage.json"
+        if not file.exists():
+            command = [sys.executable, __file__, "--run", row, str(seed)]
+            command += [f"--minutes={arguments.minutes}", f"--folder={arguments.folder}"]
+            subprocess.run(command, check=True)
+        runs.append(json.loads(file.read_text()))
     for table in tables:
-        for seed in range(arguments.seeds):
-            for row in TABLES[table]:
-                file = arguments.folder / f"{table}-{row.replace(' ', '_')}-{seed}" / "stage.json"
-                if not file.exists():
-                    command = [sys.executable, __file__, f"--table={table}", f"--minutes={arguments.minutes}"]
-                    command += [f"--folder={arguments.folder}", f"--row={row}:{seed}"]
-                    subprocess.run(command, check=True)
-                rows.append(json.loads(file.read_text()))
-        print_table([row for row in rows if row["table"] == table])
-    measure.write(__file__, rows)
+        print_table(table, runs)
+    measure.write(__file__, runs)
 
 
 if __name__ == "__main__":
