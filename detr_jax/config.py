@@ -15,7 +15,7 @@ def default_config() -> ConfigDict:
     config.stage = "joint"
     # Start from these weights: a .pth or .safetensors file, a hub name, or the workdir of another run.
     config.init_from = ""
-    # Start the backbone from these: an ImageNet ResNet of torchvision, .pth or .safetensors.
+    # Start the backbone from these: an ImageNet ResNet of torchvision, or the backbone of a DETR.
     config.init_backbone_from = ""
     config.batch_size = 16  # over all devices of all hosts
     config.epochs = 1.0

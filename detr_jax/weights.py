@@ -95,6 +95,7 @@ LAYOUTS = {
     "timm": [*_TIMM_BACKBONE, *_HUGGING_FACE],
     "transformers": [*_TRANSFORMERS_BACKBONE, *_HUGGING_FACE],
 }
+_BACKBONE = re.compile(r"(detr\.)?(backbone\.0\.body|model\.backbone)\.")
 _IN_PROJ = ("query", "key", "value")
 
 
@@ -168,19 +169,24 @@ def from_state_dict(state: StateDict, model: Detr, file: str = "the checkpoint")
 
 
 def backbone_from_state_dict(state: StateDict, model: Detr, file: str = "the checkpoint") -> dict[str, Any]:
-    """A ResNet of torchvision as parameters of a model's backbone; its classifier is left out.
+    """A ResNet as parameters of a model's backbone; whatever else a checkpoint has is left out.
 
     Args:
-      state: of torchvision's model.
+      state: of a torchvision model, or of a DETR in any of the layouts.
       model: the model.
       file: where the state dict comes from, for messages.
 
     Raises:
       WeightsError: a tensor is missing, misshapen or not known; the message names it.
     """
-    state = {f"backbone.0.body.{name}": array for name, array in state.items() if not name.startswith("fc.")}
+    layout, panoptic = "original", False
+    if "layer1.0.conv1.weight" in state:  # torchvision
+        state = {f"backbone.0.body.{name}": x for name, x in state.items() if not name.startswith("fc.")}
+    else:
+        layout, panoptic = layout_of(state), is_panoptic(state)
+        state = {name: x for name, x in state.items() if _BACKBONE.match(name)}
     shapes = {path: shape for path, shape in _shapes(model, False).items() if path.startswith("backbone/")}
-    return _convert(state, shapes, "original", False, file)["backbone"]
+    return _convert(state, shapes, layout, panoptic, file)["backbone"]
 
 
 def _shapes(model: Detr, panoptic: bool) -> dict[str, tuple[int, ...]]:

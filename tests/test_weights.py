@@ -90,6 +90,14 @@ def test_torchvision_backbone(model, params):
         weights.backbone_from_state_dict(state, model)
 
 
+@pytest.mark.parametrize("layout", weights.LAYOUTS)
+def test_the_backbone_of_a_detr(layout, model, params):
+    detector = {name: part for name, part in params.items() if name != "mask_head"}
+    for whole in (params, detector):
+        state = weights.to_state_dict(whole, layout)
+        assert_same(weights.backbone_from_state_dict(state, model), params["backbone"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
