@@ -41,6 +41,7 @@ def default_config() -> ConfigDict:
     model.dtype = "float32"  # of the computation; or "bfloat16"
     model.remat = False  # True: less memory in training, more time
     model.pyramid = True  # False: the mask head does not see the backbone's levels
+    model.attention_gain = 1.0  # of the mask head's initial weights for attention maps
 
     # The lambdas of the paper's Eqs. 4, 8 and 14; here as in the original code.
     config.loss = loss = ConfigDict()

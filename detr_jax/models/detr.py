@@ -85,6 +85,7 @@ class Detr(nn.Module):
       remat: keep less for gradients, and compute blocks and layers again for them.
       pyramid: whether the mask head sees the backbone's levels C4, C3 and C2, like an FPN; False only to
         find out what they are worth.
+      attention_gain: see `MaskHead`.
     """
 
     num_classes: int = 250
@@ -103,6 +104,7 @@ class Detr(nn.Module):
     dtype: DTypeLike = jnp.float32
     remat: bool = False
     pyramid: bool = True
+    attention_gain: float = 1.0
 
     @property
     def stride(self) -> int:
@@ -131,7 +133,9 @@ class Detr(nn.Module):
         )
         self.class_head = nn.Dense(self.num_classes + 1, kernel_init=initializers.linear)
         self.box_head = BoxHead(self.dtype)
-        self.mask_head = MaskHead(self.hidden_dim, self.num_heads, self.stride, self.dtype, self.pyramid)
+        self.mask_head = MaskHead(
+            self.hidden_dim, self.num_heads, self.stride, self.dtype, self.pyramid, self.attention_gain
+        )
 
     def __call__(
         self,

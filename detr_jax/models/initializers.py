@@ -1,6 +1,10 @@
 """The original's initial weights, as Flax initializers."""
 
+from typing import Any
+
+import jax
 from flax.linen.initializers import normal, uniform, variance_scaling
+from flax.typing import Initializer
 
 # torch.nn.init.xavier_uniform_
 xavier_uniform = variance_scaling(1.0, "fan_avg", "uniform")
@@ -16,3 +20,12 @@ resnet = variance_scaling(2.0, "fan_out", "normal")
 embedding = normal(1.0)
 # torch.nn.init.uniform_, used for learned positions
 uniform_unit = uniform(1.0)
+
+
+def amplified(initializer: Initializer, first: int, factor: float) -> Initializer:
+    """The same for a (rows, columns, in, out) kernel, times a factor from the `first` input channel on."""
+
+    def amplify(key: jax.Array, *shape_and_dtype: Any) -> Any:
+        return initializer(key, *shape_and_dtype).at[:, :, first:].multiply(factor)
+
+    return amplify

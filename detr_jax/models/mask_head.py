@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -101,11 +102,13 @@ class Kernel(nn.Module):
       channels: that it reads.
       features: that it returns.
       dtype: of the computation.
+      kernel_init: at the start of training.
     """
 
     channels: int
     features: int
     dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer = initializers.kaiming_uniform
 
     @nn.compact
     def __call__(
@@ -113,7 +116,7 @@ class Kernel(nn.Module):
     ) -> tuple[Float[Array, "3 3 {self.channels} {self.features}"], Float[Array, " {self.features}"]]:
         """Returns kernel and bias."""
         shape = (3, 3, self.channels, self.features)
-        kernel = self.param("kernel", initializers.kaiming_uniform, shape)
+        kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return kernel.astype(self.dtype), bias.astype(self.dtype)
 
@@ -127,6 +130,8 @@ class MaskHead(nn.Module):
       stride: image pixels per memory pixel, 32 or 16.
       dtype: of the convolutions; norms are float32.
       pyramid: False leaves the backbone's levels out.
+      attention_gain: of the first convolution's initial weights for attention maps. 1 is the original's, but
+        a map sums to 1, so its entries are thousandths, and the masks have to learn to see them at all.
     """
 
     hidden_dim: int = 256
@@ -134,6 +139,7 @@ class MaskHead(nn.Module):
     stride: int = 32
     dtype: DTypeLike = jnp.float32
     pyramid: bool = True
+    attention_gain: float = 1.0
 
     def setup(self) -> None:
         """Makes the layers; their names are those of the parameters."""
@@ -141,7 +147,10 @@ class MaskHead(nn.Module):
         self.attention = AttentionMap(hidden, self.num_heads, self.dtype)
         widths = [hidden + self.num_heads] * 2 + [hidden // 2**level for level in (1, 2, 3, 4)]
         for number, (channels, features) in enumerate(zip(widths, widths[1:], strict=False), start=1):
-            setattr(self, f"conv{number}", Kernel(channels, features, self.dtype))
+            kernel_init = initializers.kaiming_uniform
+            if number == 1:
+                kernel_init = initializers.amplified(kernel_init, hidden, self.attention_gain)
+            setattr(self, f"conv{number}", Kernel(channels, features, self.dtype, kernel_init))
             setattr(self, f"norm{number}", GroupNorm())
         for level in (1, 2, 3):
             setattr(self, f"adapter{level}", Conv(hidden // 2**level, dtype=self.dtype))

@@ -70,3 +70,14 @@ def test_levels_of_the_backbone_can_be_left_out(tiny_model, tiny_params, picture
         masks = [segment(of_model, features, size, pairs) for features in (outputs.features, without)]
         differs.append(not np.array_equal(*masks))
     assert differs == [True, False]
+
+
+def test_attention_gain_scales_the_initial_weights_for_attention_maps_alone(tiny_model):
+    key = jax.random.key(0)
+    plain = detr.init_params(tiny_model, key)
+    gained = detr.init_params(tiny_model.clone(attention_gain=50.0), key)
+    kernel = gained["mask_head"]["conv1"].pop("kernel")
+    expected = np.array(plain["mask_head"]["conv1"].pop("kernel"))
+    expected[:, :, tiny_model.hidden_dim :] *= 50
+    np.testing.assert_allclose(kernel, expected, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, gained, plain)
