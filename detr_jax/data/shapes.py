@@ -25,10 +25,11 @@ from detr_jax.panoptic import from_example
 
 SPLITS = ("train", "validation", "test")
 MIN_IMAGE_SIZE = 64  # below, the smallest shapes are a few pixels
-_MIN_PIXELS = 16  # a segment of which less is visible is not there at all,
-_MIN_VISIBLE = 0.3  # nor is a thing of which a smaller part is: nobody could name it
+_MIN_PIXELS = 16  # nobody could name a thing of which less is visible,
+_MIN_VISIBLE = 0.3  # or of which a smaller part is,
+_MIN_GROUND = 1 / 32  # or ground whose pattern covers less of the image than this
 _MAX_THINGS = 8
-_RADIUS = (0.065, 0.39)  # of a shape, relative to the image
+_RADIUS = (0.08, 0.48)  # of a shape, relative to the image
 _TURN = 0.2  # radians, one standard deviation: things stand more or less upright
 _THING_CONTRAST = 0.35  # of a pattern inside an outline, so that the outline is what stands out
 
@@ -108,9 +109,9 @@ class Shapes:
     """Images of one to eight shapes on one to three kinds of ground.
 
     Shapes vary sixfold in size, tilt, overlap and leave the image; later ones lie in front. An image depends
-    on the seed, the split and its index, not on how many there are. Every pixel belongs to a segment, every
-    segment shows at least 16 pixels, and every thing at least 30% of what the image could show of it: what
-    would show less is not painted.
+    on the seed, the split and its index, not on how many there are. Every pixel belongs to a segment. A thing
+    shows at least 16 pixels and 30% of what the image could show of it, ground a 32nd of the image: what would
+    show less is not painted.
 
     Attributes:
       categories: of things, then of stuff.
@@ -165,7 +166,8 @@ def draw(
     UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"], Int[np.ndarray, " segments"]
 ]:
     """One square image, its segment map (things from back to front, then stuff) and their category ids."""
-    things = [_draw_thing(size, rng, inside=k == 0) for k in range(rng.integers(1, _MAX_THINGS + 1))][::-1]
+    number = rng.integers(1, _MAX_THINGS + 1, 2).min()  # few more often than many
+    things = [_draw_thing(size, rng, inside=k == 0) for k in range(number)][::-1]
     grounds = rng.permutation(len(_STUFF))[: rng.integers(1, 4)]
     owners = _arrange(things, _split_ground(size, len(grounds), rng))
 
@@ -195,7 +197,7 @@ def draw(
 def _draw_thing(size: int, rng: np.random.Generator, inside: bool) -> _Thing:
     """A shape of random kind, place, size and turn; wholly within the image if `inside`."""
     kind = int(rng.integers(len(_THINGS)))
-    radius = size * np.exp(rng.uniform(*np.log(_RADIUS)))
+    radius = size * rng.uniform(*_RADIUS)
     margin = radius + 1 if inside else 0.08 * size
     center = rng.uniform(margin, size - margin, 2)
     low = np.maximum(0, np.floor(center - radius).astype(int))
@@ -234,27 +236,27 @@ def _arrange(things: Sequence[_Thing], regions: Int[np.ndarray, "size size"]) ->
     """Which thing, or which ground counted on from the things, each pixel shows.
 
     What shows too little is taken away, the least first, which uncovers what lies behind it: a thing is left
-    out, and a region of ground goes to the largest one.
+    out, and a region of ground goes to the largest one. If hardly any ground is left, a thing goes.
     """
     regions, left = regions.copy(), np.ones(len(things), bool)
-    needed = np.full(len(things) + regions.max() + 1, _MIN_PIXELS)
-    whole = [np.count_nonzero(thing.depth > 0) for thing in things]
-    needed[: len(things)] = np.maximum(_MIN_PIXELS, np.multiply(_MIN_VISIBLE, whole))
+    whole = np.array([np.count_nonzero(thing.depth > 0) for thing in things])
+    needed = np.maximum(_MIN_PIXELS, _MIN_VISIBLE * whole)
     while True:
         owners = regions + len(things)
         for k, thing in enumerate(things):
             if left[k]:
                 owners[thing.window][thing.depth > 0] = k
-        pixels = np.bincount(owners.ravel(), minlength=len(needed))
-        hidden = (pixels < needed) & (pixels > 0)
-        hidden[: len(things)] |= left & (pixels[: len(things)] == 0)
-        if not hidden.any():
-            return owners
-        least = int(np.argmin(np.where(hidden, pixels / needed, np.inf)))
-        if least < len(things):
-            left[least] = False
+        pixels = np.bincount(owners.ravel(), minlength=len(things) + regions.max() + 1)
+        shown, ground = pixels[: len(things)], pixels[len(things) :] / regions.size
+        small = (ground > 0) & (ground < _MIN_GROUND)
+        if (hidden := left & (shown < needed)).any():
+            left[np.argmin(np.where(hidden, shown / needed, np.inf))] = False
+        elif ground.max() < _MIN_GROUND:
+            left[np.argmin(np.where(left, shown, np.inf))] = False
+        elif small.any():
+            regions[regions == np.argmin(np.where(small, ground, np.inf))] = np.argmax(ground)
         else:
-            regions[regions == least - len(things)] = np.argmax(pixels[len(things) :])
+            return owners
 
 
 def _paint(

@@ -24,7 +24,10 @@ def test_an_image_depends_on_seed_split_and_index_alone():
 
 
 def test_every_pixel_belongs_to_a_segment_of_some_size(examples):
+    things = [category.id for category in Shapes("train", 0).categories if category.isthing]
     for example in examples:
+        stuff = ~np.isin(example.labels, things)
+        assert example.areas[stuff].min() >= example.segment_map.size / 32
         pixels = np.bincount(example.segment_map.ravel(), minlength=len(example.labels) + 1)
         assert pixels[0] == 0 and pixels[1:].min() >= 16 and len(pixels) == len(example.labels) + 1
         np.testing.assert_array_equal(pixels[1:], example.areas)
