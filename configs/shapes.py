@@ -14,7 +14,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.stage = "masks"
     config.init_from = "shapes-boxes"
     config.batch_size = 16
-    config.steps = 900
+    config.steps = 1_600
     config.pair_lengths = (4, 8, 12)
 
     config.model.num_classes = 14
@@ -28,14 +28,15 @@ def get_config(variants: str = "") -> ConfigDict:
     config.model.num_decoder_layers = 3
     config.model.feedforward_dim = 256
     config.model.dropout = 0.0  # no image is seen twice
+    config.model.attention_gain = 1000.0  # or masks take minutes to find out what queries look at
 
     config.loss.no_object = 0.5  # of 20 queries, not of 100, some five find something
     # Masks would take most of a step, and neighbouring pixels tell the same.
     config.loss.mask_targets = 4
     config.loss.mask_pixels = 2
 
-    config.optim.learning_rate = 1e-3
-    config.optim.learning_rate_backbone = 1e-3
+    config.optim.learning_rate = 3e-3
+    config.optim.learning_rate_backbone = 3e-3
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 50
 

@@ -110,8 +110,8 @@ class Shapes:
 
     Shapes vary sixfold in size, tilt, overlap and leave the image; later ones lie in front. An image depends
     on the seed, the split and its index, not on how many there are. Every pixel belongs to a segment. A thing
-    shows at least 16 pixels and 30% of what the image could show of it, ground a 32nd of the image: what would
-    show less is not painted.
+    shows at least 16 pixels and 30% of what the image could show of it, ground a 32nd of the image: what
+    would show less is not painted.
 
     Attributes:
       categories: of things, then of stuff.
