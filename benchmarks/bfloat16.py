@@ -94,6 +94,7 @@ def quality(workdir: str) -> dict[str, dict[str, float]]:
             source.categories,
             threshold=config.eval.threshold,
             merge_stuff=config.eval.merge_stuff,
+            duplicate_iou=config.eval.duplicate_iou,
         )
         result, _ = evaluate_panoptic(inference, eval_data(source, config))
         table[dtype] = {group: 100 * result[group]["pq"] for group in ("All", "Things", "Stuff")}

@@ -14,7 +14,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.stage = "masks"
     config.init_from = "shapes-boxes"
     config.batch_size = 16
-    config.steps = 1_600
+    config.steps = 1_400
     config.pair_lengths = (4, 8, 12)
 
     config.model.num_classes = 14
@@ -55,7 +55,8 @@ def get_config(variants: str = "") -> ConfigDict:
     config.data.threads = 1
 
     config.eval.batch_size = 16
-    config.eval.threshold = 0.5
+    config.eval.threshold = 0.2  # with the next, the best on training pictures
+    config.eval.duplicate_iou = 0.5
     config.eval.every_epochs = 1.0
     config.checkpoint.every_steps = 500
     return apply_variants(config, variants, {"boxes": boxes, "joint": joint})

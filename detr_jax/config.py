@@ -121,6 +121,7 @@ def default_config() -> ConfigDict:
     evaluation.batch_size = 8
     evaluation.threshold = 0.85
     evaluation.merge_stuff = "first"  # as the original; or "always"
+    evaluation.duplicate_iou = 1.0  # of masks, beyond which the surer query remains; 1: both, as the original
     evaluation.backend = "stream"  # or "panopticapi", the official code
     evaluation.pictures = 8
 

@@ -20,10 +20,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int16, Int32, UInt8
 from PIL import Image
+from scipy.special import softmax
 
 from detr_jax.data.source import Category
 from detr_jax.panoptic import PanopticSegmentation
-from detr_jax.votes import MASK_STRIDE, joint_histogram, vote_until_stable
+from detr_jax.votes import MASK_STRIDE, distinct_pairs, joint_histogram, vote_until_stable
 
 # Sizes that do not matter to the result are rounded up to these, so that few programs are compiled.
 CANVAS_STEP = 128
@@ -43,7 +44,10 @@ def surviving_queries(
     threshold: float = 0.85,
     categories: Sequence[Category] | None = None,
 ) -> Survivors:
-    """Queries whose most likely class is not "no object" (the last one) and exceeds a probability.
+    """Queries whose most likely class, "no object" (the last one) aside, exceeds a probability.
+
+    The original also asks that "no object" is less likely. That only matters to thresholds below 0.5, where
+    something may be worth a guess although it may be nothing.
 
     Args:
       logits: class scores of one image before the softmax.
@@ -52,9 +56,9 @@ def surviving_queries(
         models have 250 class scores for 133 categories; a trained one never prefers any of the others.
     """
     logits = np.asarray(logits, np.float32)
-    classes = logits.argmax(-1)
-    scores = 1.0 / np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)
-    survives = (classes != logits.shape[-1] - 1) & (scores > threshold)
+    classes = logits[:, :-1].argmax(-1)
+    scores = softmax(logits, -1)[np.arange(len(logits)), classes]
+    survives = scores > threshold
     if categories is not None:
         survives &= np.isin(classes, [category.id for category in categories])
     queries = np.flatnonzero(survives)
@@ -127,10 +131,11 @@ def panoptic_segmentation(
     orig_size: tuple[int, int],
     categories: tuple[Category, ...],
     merge_stuff: str = "first",
+    duplicate_iou: float = 1.0,
 ) -> PanopticSegmentation:
     """One image, with its map on the host: see `fuse`."""
     sizes = np.array([processed_size]), np.array([orig_size])
-    return fuse([survivors], mask_logits, *sizes, categories, merge_stuff)[0].fetch()
+    return fuse([survivors], mask_logits, *sizes, categories, merge_stuff, duplicate_iou)[0].fetch()
 
 
 def fuse(
@@ -140,6 +145,7 @@ def fuse(
     orig_sizes: Int[np.ndarray, "batch 2"],
     categories: tuple[Category, ...],
     merge_stuff: str = "first",
+    duplicate_iou: float = 1.0,
 ) -> list[DeviceSegmentation]:
     """Divides the images of a batch into segments.
 
@@ -157,6 +163,8 @@ def fuse(
         only the first query of the class votes from then on. With "always", all queries of the class vote
         for the common segment in every round, so a large region that two queries share does not lose a
         part.
+      duplicate_iou: a query whose mask has a larger IoU than this with that of a query with a better score
+        is left out; 1, as in the original, leaves out none.
 
     Raises:
       ValueError: there are more survivors than mask logits, one is of a class without a category, or no such
@@ -174,6 +182,12 @@ def fuse(
             for index, (height, width) in enumerate(orig_sizes.tolist())
         ]
 
+    if duplicate_iou < 1:
+        padded_scores = np.pad(scores, (0, len(mask_logits) - len(scores)))
+        padded_image = _pad(image, len(mask_logits), fill=-1)
+        sizes = processed_sizes.astype(np.int32)
+        distinct = distinct_pairs(mask_logits, padded_image, padded_scores, sizes, np.float32(duplicate_iou))
+        image = np.where(np.asarray(distinct)[: len(image)], image, -1)
     axes = [
         (nearest_indices(small[0], large[0]), nearest_indices(small[1], large[1]))
         for small, large in zip(processed_sizes.tolist(), orig_sizes.tolist(), strict=True)

@@ -43,6 +43,7 @@ class Inference:
         *,
         threshold: float = 0.85,
         merge_stuff: str = "first",
+        duplicate_iou: float = 1.0,
         pair_lengths: Sequence[int] = LENGTHS,
         devices: Sequence[jax.Device] | None = None,
     ):
@@ -54,11 +55,13 @@ class Inference:
           categories: what its classes are.
           threshold: least class probability of a query that survives.
           merge_stuff: "first" or "always", see `fuse`.
+          duplicate_iou: of the masks of two queries that are taken for one, see `fuse`.
           pair_lengths: static numbers of pairs per image.
           devices: to run on; all local ones by default.
         """
         self.model, self.params, self.categories, self.devices = model, params, categories, devices
-        self.threshold, self.merge_stuff, self.pair_lengths = threshold, merge_stuff, tuple(pair_lengths)
+        self.threshold, self.pair_lengths = threshold, tuple(pair_lengths)
+        self.merge_stuff, self.duplicate_iou = merge_stuff, duplicate_iou
         self._detect = parallel.parallel(self._detect_on_device, devices)
         self._masks = parallel.parallel(self._masks_on_device, devices)
 
@@ -130,7 +133,8 @@ class Inference:
     def _fuse(
         self, survivors: list[Survivors], mask_logits: Any, size: Any, orig_size: Any
     ) -> list[DeviceSegmentation]:
-        return fuse(survivors, mask_logits, size, orig_size, self.categories, self.merge_stuff)
+        rules = self.merge_stuff, self.duplicate_iou
+        return fuse(survivors, mask_logits, size, orig_size, self.categories, *rules)
 
     def _detect_on_device(self, params: Any, images: Any, size: Any) -> Outputs:
         outputs = detr.detect(self.model, params, images, size)

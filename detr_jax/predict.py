@@ -65,6 +65,7 @@ class Predictor:
             categories,
             threshold=self.config.eval.threshold,
             merge_stuff=self.config.eval.merge_stuff,
+            duplicate_iou=self.config.eval.duplicate_iou,
             pair_lengths=self.config.pair_lengths,
             devices=devices,
         )
@@ -78,6 +79,7 @@ class Predictor:
         categories: tuple[Category, ...] | None = None,
         threshold: float | None = None,
         merge_stuff: str | None = None,
+        duplicate_iou: float | None = None,
         dtype: str | None = None,
     ) -> "Predictor":
         """Loads a published checkpoint or a run of this project.
@@ -90,6 +92,8 @@ class Predictor:
           categories: of a checkpoint that was not trained on COCO.
           threshold: least class probability of a segment; 0.85 by default, as in the original.
           merge_stuff: "first" by default, as in the original, or "always", see `fusion.fuse`.
+          duplicate_iou: 1 by default, as in the original; less leaves out queries whose masks are alike, see
+            `fusion.fuse`.
           dtype: of the computation, "float32" by default, or "bfloat16".
 
         Raises:
@@ -101,6 +105,7 @@ class Predictor:
         config.model.dtype = dtype or config.model.dtype
         config.eval.threshold = config.eval.threshold if threshold is None else threshold
         config.eval.merge_stuff = merge_stuff or config.eval.merge_stuff
+        config.eval.duplicate_iou = config.eval.duplicate_iou if duplicate_iou is None else duplicate_iou
         if known:
             model = build_model(config.model)
             params = read_params(str(source), model)

@@ -120,6 +120,7 @@ def _evaluate(
         source.categories,
         threshold=settings.threshold,
         merge_stuff=settings.merge_stuff,
+        duplicate_iou=settings.duplicate_iou,
         pair_lengths=config.pair_lengths,
     )
     batches = eval_data(source, config)

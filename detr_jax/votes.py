@@ -91,6 +91,39 @@ def _winning_pairs(
     return jax.lax.fori_loop(0, active.sum(), challenge, (best, winners))[1]
 
 
+@jax.jit
+def distinct_pairs(
+    mask_logits: Float[Array, "pairs height width"],
+    image: Int[Array, " pairs"],
+    scores: Float[Array, " pairs"],
+    sizes: Int[Array, "batch 2"],
+    duplicate_iou: Float[Array, ""],
+) -> Bool[Array, " pairs"]:
+    """Non-maximum suppression of masks: of pairs with nearly the same mask, the one with the best score.
+
+    Args:
+      mask_logits: of every pair; its mask is where they are positive.
+      image: the image of each pair, -1 padding.
+      scores: of every pair.
+      sizes: valid height and width of each image.
+      duplicate_iou: IoU of two masks of an image beyond which they are the same.
+    """
+    rows, columns = (jnp.arange(length) for length in mask_logits.shape[1:])
+    height, width = (-(-sizes[image] // MASK_STRIDE)).T[:, :, None]
+    valid = (rows < height)[:, :, None] & (columns < width)[:, None, :]
+    masks = ((mask_logits > 0) & valid).reshape(len(image), -1).astype(jnp.float32)
+    shared, areas = masks @ masks.T, masks.sum(1)
+    union = areas[:, None] + areas - shared
+    same = (shared > duplicate_iou * union) & (image[:, None] == image)
+    order = jnp.argsort(-scores, stable=True)
+
+    def consider(position, kept):
+        pair = order[position]
+        return kept.at[pair].set((image[pair] >= 0) & ~(same[pair] & kept).any())
+
+    return jax.lax.fori_loop(0, len(image), consider, jnp.zeros(len(image), bool))
+
+
 @functools.partial(jax.jit, static_argnames="shape")
 def joint_histogram(
     canvas: Int16[Array, "batch canvas_height canvas_width"],

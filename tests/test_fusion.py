@@ -188,6 +188,38 @@ def test_always_merging_keeps_the_votes_of_later_queries_of_a_stuff_class():
     assert set(always.segment_map[8:, 20:].flat) == {1}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_of_queries_with_alike_masks_the_surest_remains(seed):
+    rng = np.random.default_rng([5, seed])
+    survivors, masks, size, orig_size = random_image(rng, 9, 5, 7)
+    masks = masks[rng.integers(0, 5, 9)] + rng.integers(0, 2, masks.shape)  # some are nearly the same
+    height, width = (-(-length // 4) for length in size)
+    inside = (masks > 0).reshape(9, -1)
+    kept = []
+    for query in np.argsort(-survivors.scores):
+        ious = [(inside[query] & inside[k]).sum() / max((inside[query] | inside[k]).sum(), 1) for k in kept]
+        if all(iou <= 0.5 for iou in ious):
+            kept.append(query)
+    kept = np.sort(kept)
+    assert len(kept) < 9
+    padded = np.full((12, height + 2, width + 3), 1000.0, np.float32)  # what is padding is no mask
+    padded[:9, :height, :width] = masks
+    got = fusion.panoptic_segmentation(
+        survivors, jnp.asarray(padded), size, orig_size, FOUR, duplicate_iou=0.5
+    )
+    alone = Survivors(*(field[kept] for field in survivors))
+    expected = fusion.panoptic_segmentation(alone, jnp.asarray(masks[kept]), size, orig_size, FOUR)
+    np.testing.assert_array_equal(got.segment_map, expected.segment_map)
+    assert got.segments_info == expected.segments_info
+
+
+def test_alike_masks_of_different_images_are_no_duplicates():
+    one = Survivors(np.array([0]), np.array([1]), np.array([0.9], np.float32))
+    size = np.array([[16, 16], [16, 16]])
+    fused = fusion.fuse([one, one], jnp.ones((2, 4, 4)), size, size, FOUR, duplicate_iou=0.5)
+    assert [len(segmentation.segments_info) for segmentation in fused] == [1, 1]
+
+
 def test_without_survivors_everything_is_void():
     logits = np.zeros((5, 4), np.float32)
     survivors = fusion.surviving_queries(logits)
@@ -214,6 +246,8 @@ def test_surviving_queries():
     assert survivors.classes.tolist() == [0, 1]
     np.testing.assert_allclose(survivors.scores, [0.9, 0.96], rtol=1e-6)
     assert fusion.surviving_queries(logits(rows), threshold=0.5).queries.tolist() == [0, 2, 3]
+    guesses = fusion.surviving_queries(logits([[0.1, 0.3, 0.6], [0.2, 0.1, 0.7]]), threshold=0.25)
+    assert (guesses.queries.tolist(), guesses.classes.tolist()) == ([0], [1])
     only_class_one = fusion.surviving_queries(logits(rows), categories=FOUR)
     assert only_class_one.queries.tolist() == [3]
 
