@@ -1,19 +1,23 @@
 """The paper's question in small: frozen or joint, from a base or from scratch; and its ablations.
 
-python benchmarks/stages.py [--table=stages] [--minutes=8] [--seeds=3] [--folder=runs/stages]
+python benchmarks/stages.py [--table=stages] [--minutes=3] [--seeds=3] [--folder=runs/stages] [--at_once=2]
 
-Every row trains on generated pictures for the same time: a run first times its own step, and takes as many
-steps as fit; compiling and evaluating do not count. Runs that the folder already holds are not repeated.
+Every row trains on generated pictures for the same time. Its step is timed first, alone on the machine, and
+its runs take as many steps as fit; so what else goes on later, other runs for example, does not change a
+result. Compiling and evaluating do not count. Runs that the folder already holds are not repeated.
 """
 
 import argparse
 import importlib
 import itertools
 import json
+import os
+import queue
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +34,7 @@ from detr_jax.optim import make_optimizer
 from detr_jax.step import TrainStep
 from detr_jax.train import train
 
-EVALUATIONS = 5  # along a run
+EVALUATIONS = 4  # along a run
 TIMED_STEPS = 20
 
 # A transformer learns within minutes only on a backbone that is trained, as on COCO.
@@ -81,10 +85,9 @@ def step_seconds(config: ConfigDict) -> float:
     return float(np.median(seconds[TIMED_STEPS // 2 :]))
 
 
-def run(row: str, seed: int, minutes: float, workdir: Path) -> dict[str, Any]:
-    """Trains one row with one seed, and returns what it reached on the way."""
+def run(row: str, seed: int, minutes: float, seconds: float, workdir: Path) -> dict[str, Any]:
+    """Trains one row with one seed, and returns what it reached on the way; a step takes some seconds."""
     config = make_config(row, seed)
-    seconds = step_seconds(config)
     config.steps = round(60 * minutes / seconds)
     steps_per_epoch = config.data.train_count // config.batch_size
     config.eval.every_epochs = config.steps / EVALUATIONS / steps_per_epoch
@@ -131,35 +134,76 @@ def print_table(name: str, runs: list[dict[str, Any]]) -> None:
         print(f"{row} | {columns} | {same[0]['minutes']:g} min | {steps} steps")
 
 
+def time_rows(rows: list[str], file: Path) -> None:
+    """Adds the seconds of a step of every row to a JSON file, each measured in a process of its own."""
+    known = json.loads(file.read_text()) if file.exists() else {}
+    for row in rows:
+        if row not in known:
+            done = subprocess.run([sys.executable, __file__, "--time", row], capture_output=True, check=True)
+            known[row] = float(done.stdout.splitlines()[-1])
+            print(f"{row}: {known[row]:.3f} s a step", flush=True)
+            file.write_text(json.dumps(known, indent=2))
+
+
+def run_all(commands: list[list[str]], at_once: int) -> None:
+    """Runs commands, some at once, each on its share of the cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    shares: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    for worker in range(at_once):
+        shares.put(cores[worker::at_once])
+
+    def run_one(command: list[str]) -> None:
+        share = shares.get()
+        try:
+            listed = ",".join(map(str, share))
+            subprocess.run(["taskset", "-c", listed, *command], check=True, stdout=subprocess.DEVNULL)
+        finally:
+            shares.put(share)
+
+    with ThreadPoolExecutor(at_once) as workers:
+        list(workers.map(run_one, commands))
+
+
 def main() -> None:
     """Runs what the folder lacks, one process a run; prints the tables and writes JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--table", choices=TABLES, action="append", help="all of them by default")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training a run (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training a run (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of every row (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/stages"))
+    parser.add_argument("--at_once", type=int, default=1, help="runs that share the cores (%(default)s)")
+    parser.add_argument("--time", metavar="ROW", help="only prints the seconds of its step")
     parser.add_argument("--run", nargs=2, metavar=("ROW", "SEED"), help="this one alone, in this process")
     arguments = parser.parse_args()
+    steps_file = arguments.folder / "step_seconds.json"
 
     def workdir(row: str, seed: int) -> Path:
         return arguments.folder / f"{row.replace(',', '').replace(' ', '_')}_{seed}"
 
+    keep_compiled()
+    if arguments.time:
+        print(step_seconds(make_config(arguments.time, 0)))
+        return
     if arguments.run:
-        keep_compiled()
         row, seed = arguments.run[0], int(arguments.run[1])
-        result = run(row, seed, arguments.minutes, workdir(row, seed))
+        seconds = json.loads(steps_file.read_text())[row]
+        result = run(row, seed, arguments.minutes, seconds, workdir(row, seed))
         (workdir(row, seed) / "stage.json").write_text(json.dumps(result))
         return
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     tables = arguments.table or list(TABLES)
     rows = list(dict.fromkeys(row for table in tables for row in TABLES[table]))
-    runs = []
-    for seed, row in itertools.product(range(arguments.seeds), rows):
-        file = workdir(row, seed) / "stage.json"
-        if not file.exists():
-            command = [sys.executable, __file__, "--run", row, str(seed)]
-            command += [f"--minutes={arguments.minutes}", f"--folder={arguments.folder}"]
-            subprocess.run(command, check=True)
-        runs.append(json.loads(file.read_text()))
+    time_rows(rows, steps_file)
+    files = {
+        pair: workdir(*pair[::-1]) / "stage.json" for pair in itertools.product(range(arguments.seeds), rows)
+    }
+    options = [f"--minutes={arguments.minutes}", f"--folder={arguments.folder}"]
+    missing = [pair for pair, file in files.items() if not file.exists()]
+    run_all(
+        [[sys.executable, __file__, "--run", row, str(seed), *options] for seed, row in missing],
+        arguments.at_once,
+    )
+    runs = [json.loads(file.read_text()) for file in files.values()]
     for table in tables:
         print_table(table, runs)
     measure.write(__file__, runs)

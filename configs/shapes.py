@@ -80,6 +80,8 @@ def boxes(config: ConfigDict) -> None:
 def joint(config: ConfigDict) -> None:
     """Everything at once."""
     config.stage = "joint"
+    config.loss.cls = 3.0
     config.optim.learning_rate = 5e-4
     config.optim.learning_rate_backbone = 5e-4
+    config.optim.b2 = 0.98
     config.optim.warmup_steps = 200
