@@ -7,21 +7,46 @@ import pytest
 from configs.shapes import get_config
 from detr_jax import parallel
 from detr_jax.data.pipeline import eval_data, load_source
-from detr_jax.evaluation.evaluate import evaluate_detection
+from detr_jax.evaluation.evaluate import evaluate_detection, evaluate_panoptic
 from detr_jax.inference import Inference
 from detr_jax.initialize import read_params
 from detr_jax.models.detr import build_model
 from detr_jax.weight_files import PACKAGED
 
 
-def test_box_ap_is_that_of_the_card():
-    config = get_config("boxes")
-    config.data.eval_count = 200
+def model_and_data(name, variant, count):
+    config = get_config(variant)
+    config.data.eval_count = count
     model = build_model(config.model)
     source = load_source(config.data, "eval")
-    params = parallel.replicate(read_params("shapes-boxes", model))
-    result = evaluate_detection(Inference(model, params, source.categories), eval_data(source, config))
-    card = re.search(r"Box AP \| ([\d.]+)", (PACKAGED / "README.md").read_text())
-    assert card
-    assert 100 * result["AP"] == pytest.approx(float(card[1]), abs=0.1)
-    assert (PACKAGED / "shapes-boxes.safetensors").stat().st_size < 8e6
+    params = parallel.replicate(read_params(name, model))
+    settings = config.eval
+    inference = Inference(
+        model,
+        params,
+        source.categories,
+        threshold=settings.threshold,
+        duplicate_iou=settings.duplicate_iou,
+        pair_lengths=config.pair_lengths,
+    )
+    return inference, eval_data(source, config)
+
+
+def on_the_card(pattern):
+    found = re.search(pattern, (PACKAGED / "README.md").read_text())
+    assert found
+    return float(found[1])
+
+
+def test_box_ap_is_that_of_the_card():
+    result = evaluate_detection(*model_and_data("shapes-boxes", "boxes", 200))
+    assert 100 * result["AP"] == pytest.approx(on_the_card(r"Box AP \| ([\d.]+)"), abs=0.1)
+
+
+def test_panoptic_quality_is_that_of_the_card():
+    result, _ = evaluate_panoptic(*model_and_data("shapes-panoptic", "", 100))
+    assert 100 * result["All"]["pq"] == pytest.approx(on_the_card(r"PQ \| ([\d.]+)"), abs=0.1)
+
+
+def test_checkpoints_are_small():
+    assert all(file.stat().st_size < 8e6 for file in PACKAGED.glob("*.safetensors"))
