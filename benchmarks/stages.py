@@ -28,8 +28,7 @@ from ml_collections import ConfigDict
 
 from detr_jax.compilation import keep_compiled
 from detr_jax.data.pipeline import load_source, train_data
-from detr_jax.initialize import starting_params
-from detr_jax.models.detr import build_model
+from detr_jax.initialize import starting_model
 from detr_jax.optim import make_optimizer
 from detr_jax.step import TrainStep
 from detr_jax.train import train
@@ -72,10 +71,11 @@ def make_config(row: str, seed: int) -> ConfigDict:
 
 def step_seconds(config: ConfigDict) -> float:
     """Median time of a step, once compiled."""
-    model = build_model(config.model)
+    source = load_source(config.data, "train")
+    model, params, _ = starting_model(config, source.categories)
     step = TrainStep(model, config, make_optimizer(config.optim, 1000))
-    state = step.init(starting_params(config, model))
-    batches = train_data(load_source(config.data, "train"), config)
+    state = step.init(params)
+    batches = train_data(source, config)
     seconds = []
     for _ in range(TIMED_STEPS):
         batch, start = next(batches), time.perf_counter()

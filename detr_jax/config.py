@@ -25,7 +25,9 @@ def default_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.masks = True
-    model.num_classes = 250  # class indices are category ids
+    # Class indices are category ids. 0: as many as the checkpoint has if its classes are the data's; else 250
+    # for COCO, as published, and one more than the largest id for other data.
+    model.num_classes = 0
     model.num_queries = 100
     model.resnet_depth = 50
     model.resnet_width = 64

@@ -20,8 +20,8 @@ from detr_jax.data.source import Category
 from detr_jax.data.transforms import EvalTransform, plan_eval, resize_image
 from detr_jax.evaluation.detection import detections
 from detr_jax.inference import Inference
-from detr_jax.initialize import read_params, trained_params
-from detr_jax.models.detr import Detr, build_model
+from detr_jax.initialize import known_categories, load_model, stored_with, trained_model
+from detr_jax.models.detr import Detr
 from detr_jax.panoptic import PanopticSegmentation
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -100,15 +100,14 @@ class Predictor:
           FileNotFoundError: no such file, hub name, or checkpoint in the workdir.
           WeightsError: a checkpoint with a missing, extra or misshapen tensor; the message names it.
         """
-        known = _stored_with(source)
+        known = stored_with(source)
         config = parse_config(known["config"]) if known else default_config()
         config.model.dtype = dtype or config.model.dtype
         config.eval.threshold = config.eval.threshold if threshold is None else threshold
         config.eval.merge_stuff = merge_stuff or config.eval.merge_stuff
         config.eval.duplicate_iou = config.eval.duplicate_iou if duplicate_iou is None else duplicate_iou
         if known:
-            model = build_model(config.model)
-            params = read_params(str(source), model)
+            model, params = load_model(str(source), config.model)
             categories = categories or from_json(json.loads(known["categories"]))
         else:
             state = weight_files.read_state_dict(source)
@@ -255,7 +254,7 @@ def predict(config: Any, workdir: str | Path, images: Sequence[str]) -> None:
     A file that is no image is reported and left out.
 
     Args:
-      config: see `default_config`; for the weights see `trained_params`.
+      config: see `default_config`; for the weights see `trained_model`.
       workdir: gets predictions/panoptic/*.png, predictions/panoptic.json and predictions/overlays/*.png.
       images: files, or folders of them.
 
@@ -300,20 +299,9 @@ def predict(config: Any, workdir: str | Path, images: Sequence[str]) -> None:
 
 
 def _predictor(config: Any, workdir: str | Path) -> Predictor:
-    params, source = trained_params(config, build_model(config.model), workdir)
-    known = _stored_with(source)
-    categories = from_json(json.loads(known["categories"])) if known else coco_panoptic()
-    return Predictor(build_model(config.model), params, categories, config)
-
-
-def _stored_with(source: str | Path) -> dict[str, str]:
-    """The config and the categories of a run or of what was exported from it, as JSON; else nothing."""
-    if not Path(source).is_dir():
-        return weight_files.read_metadata(source)
-    files = {name: Path(source) / f"{name}.json" for name in ("config", "categories")}
-    if not all(file.exists() for file in files.values()):
-        return {}
-    return {name: file.read_text() for name, file in files.items()}
+    model, params, source = trained_model(config, workdir)
+    categories = known_categories(source, model.num_classes) or coco_panoptic()
+    return Predictor(model, params, categories, config)
 
 
 def image_files(paths: Sequence[str]) -> Iterator[Path]:

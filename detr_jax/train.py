@@ -18,8 +18,8 @@ from detr_jax.data.source import Example, Source
 from detr_jax.evaluation.evaluate import evaluate_detection, evaluate_panoptic
 from detr_jax.fusion import DeviceSegmentation
 from detr_jax.inference import Inference
-from detr_jax.initialize import check_classes, starting_params, trained_params
-from detr_jax.models.detr import build_model
+from detr_jax.initialize import check_categories, load_run, starting_model, trained_model
+from detr_jax.models.detr import Detr
 from detr_jax.optim import make_optimizer
 from detr_jax.panoptic import PanopticSegmentation, from_example
 from detr_jax.reporting import Reporter
@@ -38,21 +38,25 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
       The result of the last evaluation.
     """
     source, held_out = load_source(config.data, "train"), load_source(config.data, "eval")
-    check_classes(source.categories, config.model.num_classes)
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total_steps = config.steps or round(config.epochs * steps_per_epoch)
-    model = build_model(config.model)
-    step = TrainStep(model, config, make_optimizer(config.optim, total_steps))
     batches = train_data(source, config)
     reporter = Reporter(workdir, total_steps, config.batch_size)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
 
-    state = step.init(starting_params(config, model))
     first = checkpoints.latest_step or 0
     if first:
+        model, params = load_run(workdir, config.model)
+        remark = f"resuming at step {first} of {total_steps}"
+    else:
+        model, params, remark = starting_model(config, source.categories)
+    if remark:
+        reporter.say(remark)
+    step = TrainStep(model, config, make_optimizer(config.optim, total_steps))
+    state = step.init(params)
+    if first:
         state = checkpoints.restore(state, batches)
-        reporter.say(f"resuming at step {first} of {total_steps}")
-    _describe(workdir, config, source)
+    _describe(workdir, config, model, source)
     reporter.say(_summary(config, model, source, state, total_steps))
 
     every = max(round(config.eval.every_epochs * steps_per_epoch), 1)
@@ -86,9 +90,8 @@ def evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
       workdir: gets pictures/ and evaluation.json.
     """
     source = load_source(config.data, "eval")
-    check_classes(source.categories, config.model.num_classes)
-    model = build_model(config.model)
-    params, used = trained_params(config, model, workdir)
+    model, params, used = trained_model(config, workdir)
+    check_categories(used, model.num_classes, source.categories)
     if config.model.masks and "mask_head" not in params:
         raise ValueError(
             f"{used} has no mask head, so it has no panoptic quality: "
@@ -185,10 +188,12 @@ def _draw(
     Image.fromarray(picture).save(folder / f"{Path(example.file_name).stem}.png")
 
 
-def _describe(workdir: str | Path, config: Any, source: Source) -> None:
+def _describe(workdir: str | Path, config: Any, model: Detr, source: Source) -> None:
     """Writes what a later run, or `Predictor.from_pretrained`, has to know."""
     if jax.process_index() == 0:
         Path(workdir).mkdir(parents=True, exist_ok=True)
+        config = config.copy_and_resolve_references()
+        config.model.num_classes = model.num_classes
         (Path(workdir) / "config.json").write_text(config.to_json(indent=2))
         (Path(workdir) / "categories.json").write_text(json.dumps(to_json(source.categories), indent=2))
 

@@ -9,21 +9,19 @@ from detr_jax import parallel
 from detr_jax.data.pipeline import eval_data, load_source
 from detr_jax.evaluation.evaluate import evaluate_detection, evaluate_panoptic
 from detr_jax.inference import Inference
-from detr_jax.initialize import read_params
-from detr_jax.models.detr import build_model
+from detr_jax.initialize import load_model
 from detr_jax.weight_files import PACKAGED
 
 
 def model_and_data(name, variant, count):
     config = get_config(variant)
     config.data.eval_count = count
-    model = build_model(config.model)
+    model, params = load_model(name, config.model)
     source = load_source(config.data, "eval")
-    params = parallel.replicate(read_params(name, model))
     settings = config.eval
     inference = Inference(
         model,
-        params,
+        parallel.replicate(params),
         source.categories,
         threshold=settings.threshold,
         duplicate_iou=settings.duplicate_iou,

@@ -238,10 +238,14 @@ def segment(
 def build_model(config: Any) -> Detr:
     """Builds the model of a config's `model` section, whose fields are `Detr`'s attributes.
 
+    A `num_classes` of 0 leaves it to others; the model then has as many as the published ones.
+
     Raises:
       ValueError: a value that no model can be built from.
     """
     options = {key: value for key, value in config.items() if key != "masks"}
+    if not config.num_classes:
+        del options["num_classes"]
     if config.masks and config.hidden_dim % 128:
         raise ValueError(
             f"model.hidden_dim is {config.hidden_dim}: must be a multiple of 128, "
