@@ -18,6 +18,8 @@ def default_config() -> ConfigDict:
     # Start the backbone from these: an ImageNet ResNet of torchvision, or the backbone of a DETR.
     config.init_backbone_from = ""
     config.batch_size = 16  # over all devices of all hosts
+    # k: a batch is computed in k parts, one after the other: the same update in less memory.
+    config.accumulate_steps = 1
     config.epochs = 1.0
     config.steps = 0  # 0: what the epochs make
     # Static lengths of the mask head's pair lists, per image.

@@ -1,12 +1,11 @@
 """The losses of Eqs. 4 and 7-14: pure functions of outputs, targets and their assignment.
 
 Original: SetCriterion of models/detr.py; losses carry its names. Sums over images are divided by counts over
-all devices, so that the result does not depend on how a batch is spread over them.
+the whole batch, so that the result does not depend on how it is spread over devices, or over time.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +62,32 @@ class Targets(NamedTuple):
     size: Int[Array, "batch 2"]
 
 
-def _same(x: Any) -> Any:
-    return x
+class Counts(NamedTuple):
+    """What losses are divided by. Of a batch in several parts, an average over them.
+
+    Attributes:
+      targets: number of targets.
+      matched: those that get a query.
+      masks: those of them that get a mask loss.
+    """
+
+    targets: Scalar
+    matched: Scalar
+    masks: Scalar
+
+
+def count_targets(labels: Int[Array, "batch targets"], queries: int, mask_targets: int = 0) -> Counts:
+    """The counts of a batch, known before anything is predicted.
+
+    Args:
+      labels: class index, -1 for padding.
+      queries: of the model; targets beyond them get none.
+      mask_targets: most mask losses of an image; 0: all.
+    """
+    targets = (labels >= 0).sum(1)
+    matched = jnp.minimum(targets, queries)
+    masks = jnp.minimum(matched, mask_targets) if mask_targets else matched
+    return Counts(*(numbers.sum().astype(jnp.float32) for numbers in (targets, matched, masks)))
 
 
 def detection_losses(
@@ -73,7 +96,7 @@ def detection_losses(
     targets: Targets,
     assignment: Int[Array, "layers batch targets"],
     no_object: float = 0.1,
-    mean: Callable[[Any], Any] = _same,
+    counts: Counts | None = None,
 ) -> dict[str, PerLayer]:
     """Class and box losses of every decoder layer (Eqs. 7-9 and 14).
 
@@ -83,13 +106,14 @@ def detection_losses(
       targets: of the batch.
       assignment: query of each target, -1 for none.
       no_object: weight of "no object" in the cross entropy.
-      mean: average over devices.
+      counts: what to divide by, those of this batch by default.
 
     Returns:
       loss_ce, cardinality_error, class_error (percent of matched queries with a wrong class), loss_bbox,
       loss_giou.
     """
     layers, batch, queries, classes = logits.shape
+    counts = counts or count_targets(targets.labels, queries)
     matched = assignment >= 0
     query = jnp.where(matched, assignment, queries)  # one past the end: dropped below
     layer_index, batch_index = jnp.arange(layers)[:, None, None], jnp.arange(batch)[None, :, None]
@@ -105,7 +129,7 @@ def detection_losses(
     target_count = (targets.labels >= 0).sum(-1)
     right = (winner == wanted) & (wanted != classes - 1)
 
-    count = target_number(targets, mean)
+    count = _at_least_something(counts.targets)
     chosen = predicted.at[layer_index, batch_index, query].get(mode="fill", fill_value=0.5)
     distance = jnp.abs(chosen - targets.boxes).sum(-1)
     overlap = boxes.generalized_iou(boxes.to_corners(chosen), boxes.to_corners(targets.boxes)[None])
@@ -113,11 +137,11 @@ def detection_losses(
     def matched_sum(x: Float[Array, "layers batch targets"]) -> PerLayer:
         return jnp.where(matched, x, 0.0).sum((1, 2))
 
-    matched_count = mean(matched.sum((1, 2)).astype(jnp.float32))
+    weights = counts.matched + no_object * (batch * queries - counts.matched)
     return {
-        "loss_ce": (entropy * weight).sum((1, 2)) / mean(weight.sum((1, 2))),
+        "loss_ce": (entropy * weight).sum((1, 2)) / weights,
         "cardinality_error": jnp.abs(predicted_count - target_count).astype(jnp.float32).mean(1),
-        "class_error": 100.0 * (1.0 - right.sum((1, 2)) / jnp.maximum(matched_count, 1.0)),
+        "class_error": 100.0 * (1.0 - right.sum((1, 2)) / _at_least_something(counts.matched)),
         "loss_bbox": matched_sum(distance) / count,
         "loss_giou": matched_sum(1.0 - overlap) / count,
     }
@@ -154,21 +178,15 @@ def pair_losses(
     return {name: jnp.where(target >= 0, x, 0.0) for name, x in (("loss_mask", focal), ("loss_dice", dice))}
 
 
-def mask_losses(
-    of_pairs: dict[str, Float[Array, " pairs"]],
-    targets: Targets,
-    share: Scalar | float = 1.0,
-    mean: Callable[[Any], Any] = _same,
-) -> dict[str, Scalar]:
-    """Sums `pair_losses` and divides them by the number of targets.
+def mask_losses(of_pairs: dict[str, Float[Array, " pairs"]], counts: Counts) -> dict[str, Scalar]:
+    """Sums `pair_losses` and divides them by the number of targets, or their share of it.
 
     Args:
       of_pairs: the losses of every mask of the batch.
-      targets: of the batch.
-      share: of the matched targets that have a mask among the pairs.
-      mean: average over devices.
+      counts: what to divide by.
     """
-    count = target_number(targets, mean) * share
+    share = counts.masks / _at_least_something(counts.matched)
+    count = _at_least_something(counts.targets * share)
     return {name: values.sum() / count for name, values in of_pairs.items()}
 
 
@@ -181,9 +199,7 @@ def focal_loss(
     return weight * jax.nn.sigmoid(-toward) ** gamma * jax.nn.softplus(-toward)
 
 
-def target_number(targets: Targets, mean: Callable[[Any], Any] = _same) -> Scalar:
-    """Targets per device, averaged over devices; one where there are none at all."""
-    number = mean((targets.labels >= 0).sum().astype(jnp.float32))
+def _at_least_something(number: Scalar) -> Scalar:
     return jnp.where(number > 0, number, 1.0)
 
 

@@ -31,19 +31,21 @@ def matched_pairs(assignment: Int32[np.ndarray, "batch targets"]) -> Int32[np.nd
 
 
 def sample_pairs(
-    pairs: Int32[np.ndarray, "pairs 3"], per_image: int, rng: np.random.Generator
+    pairs: Int32[np.ndarray, "pairs 3"], per_image: int, seeds: Sequence[Sequence[int]]
 ) -> Int32[np.ndarray, "sampled 3"]:
     """At most so many pairs of every image, each as likely as the others, in their order.
 
     Args:
       pairs: image, query, target.
       per_image: the most of one image; 0 for all.
-      rng: that chooses.
+      seeds: for every image, so that its choice does not depend on the others.
     """
     if not per_image or not len(pairs):
         return pairs
-    of_images = (np.flatnonzero(pairs[:, 0] == image) for image in np.unique(pairs[:, 0]))
-    chosen = [rng.permutation(indices)[:per_image] for indices in of_images]
+    chosen = [
+        np.random.default_rng(seeds[image]).permutation(np.flatnonzero(pairs[:, 0] == image))[:per_image]
+        for image in np.unique(pairs[:, 0])
+    ]
     return pairs[np.sort(np.concatenate(chosen))]
 
 

@@ -50,19 +50,20 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x[0]), tree)
 
 
-def shard(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+def shard(tree: Any, devices: Sequence[jax.Device] | None = None, parts: int = 1) -> Any:
     """Puts a part of the batch on every device: (B, ...) becomes (devices, B / devices, ...).
 
     Raises:
-      ValueError: the batch does not divide by the devices.
+      ValueError: the batch does not divide by the devices, or by as many parts for each.
     """
     count = device_count(devices)
 
     def split(x: np.ndarray) -> np.ndarray:
-        if len(x) % count:
+        if len(x) % (count * parts):
+            in_parts = f" in {parts} parts" if parts > 1 else ""
             raise ValueError(
-                f"a batch of {len(x)} images does not divide by {count} devices: "
-                f"choose batch sizes that are multiples of {jax.process_count() * count}"
+                f"a batch of {len(x)} images does not divide by {count} devices{in_parts}: "
+                f"choose batch sizes that are multiples of {jax.process_count() * count * parts}"
             )
         return x.reshape(count, -1, *x.shape[1:])
 

@@ -5,7 +5,8 @@
     update    outputs, assignment    -> new state, metrics
 
 The forward pass runs once: its vjp is a pytree and crosses from the first program to the second. So no
-callback sits inside a compiled program, and the mask head runs on the matched queries alone.
+callback sits inside a compiled program, and the mask head runs on the matched queries alone. With
+`accumulate_steps`, a batch goes through both in several parts, whose gradients are added up.
 """
 
 import functools
@@ -19,9 +20,11 @@ from jaxtyping import Array, Float, Int
 
 from detr_jax import parallel
 from detr_jax.losses import (
+    Counts,
     LossWeights,
     Targets,
     by_layer,
+    count_targets,
     detection_losses,
     mask_losses,
     pair_losses,
@@ -45,11 +48,11 @@ class TrainStep:
 
         Args:
           model: to train.
-          config: its `stage`, `loss`, `matching`, `optim`, `pair_lengths` and `seed`.
+          config: its `stage`, `loss`, `matching`, `optim`, `pair_lengths`, `accumulate_steps` and `seed`.
           optimizer: for the trained parameters.
         """
         self.model, self.optimizer = model, optimizer
-        self.stage, self.seed = config.stage, config.seed
+        self.stage, self.seed, self.parts = config.stage, config.seed, config.accumulate_steps
         self.learning_rate_backbone = config.optim.learning_rate_backbone
         self.with_masks = config.stage != "boxes"
         self.auxiliary = config.loss.auxiliary
@@ -60,6 +63,9 @@ class TrainStep:
         self.pair_lengths = tuple(config.pair_lengths)
         self._forward = parallel.parallel(self.forward)
         self._update = parallel.parallel(self.update, donate_argnums=(0,))
+        self._gradients = parallel.parallel(self.gradients)
+        self._add = parallel.parallel(functools.partial(jax.tree.map, jnp.add), donate_argnums=(0,))
+        self._apply = parallel.parallel(self.apply, donate_argnums=(0, 1))
 
     def init(self, params: Params) -> TrainState:
         """The state before the first step, on every device."""
@@ -77,23 +83,35 @@ class TrainStep:
           The new state, and metrics averaged over all devices, each with a device axis.
 
         Raises:
-          ValueError: the batch does not divide by the devices.
+          ValueError: the batch does not divide by the devices and parts.
           FloatingPointError: a matching cost is not finite.
         """
+        labels = parallel.shard(batch["labels"], parts=self.parts)
+        if self.parts == 1:
+            return self._update(state, labels, *self._matched(state, batch))
+        sums = None
+        for part in range(self.parts):
+            rows = {name: values[part :: self.parts] for name, values in batch.items()}
+            result = self._gradients(state, labels, *self._matched(state, rows, part))
+            sums = result if sums is None else self._add(sums, result)
+        return self._apply(state, sums)
+
+    def _matched(self, state: TrainState, batch: Batch, part: int = 0) -> tuple[Any, ...]:
+        """What `gradients` takes of (a part of) a batch: the forward pass, and the host's matching."""
         labels, image_id = batch["labels"], batch["image_id"]
         batch = parallel.shard({name: batch[name] for name in ("image", *Targets._fields)})
         labels = labels.reshape(batch["labels"].shape)
-        outputs, costs, vjp = self._forward(state, batch)
+        outputs, costs, vjp = self._forward(state, batch, parallel.replicate(np.int32(part)))
         assignment = np.asarray(costs) if self.match_on_device else match(np.asarray(costs), labels)
-        pairs = self.pairs(assignment[:, -1], image_id) if self.with_masks else None
-        return self._update(state, batch, outputs, vjp, assignment, pairs)
+        pairs = self.pairs(state, assignment[:, -1], image_id) if self.with_masks else None
+        return batch, outputs, vjp, assignment, pairs
 
-    def forward(self, state: TrainState, batch: Batch) -> tuple[Outputs, Array, Any]:
+    def forward(self, state: TrainState, batch: Batch, part: Int[Array, ""]) -> tuple[Outputs, Array, Any]:
         """First program, on one device: outputs, matching costs (or the assignment), and the vjp."""
         trained, constant = split_params(state.params, self.stage, self.learning_rate_backbone)
         detector = _without(trained, "mask_head")
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
+        key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS) * self.parts + part)
 
         def detect(detector: Params) -> Outputs:
             params = merge_params(detector, constant)
@@ -111,21 +129,30 @@ class TrainStep:
         return outputs, assign_on_device(cost, labels) if self.match_on_device else cost, vjp
 
     def update(
+        self, state: TrainState, labels: Int[Array, "images targets"], *matched: Any
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        """Second program, on one device: losses, gradients, and the new state."""
+        return self.apply(state, self.gradients(state, labels, *matched))
+
+    def gradients(
         self,
         state: TrainState,
+        labels: Int[Array, "images targets"],
         batch: Batch,
         outputs: Outputs,
         vjp: Any,
         assignment: Int[Array, "layers batch targets"],
         pairs: Int[Array, "pairs 3"] | None,
-    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """Second program, on one device: losses, gradients, and the new state."""
+    ) -> tuple[Params, dict[str, Float[Array, ""]]]:
+        """Gradients and metrics of a batch or a part of it; `labels` are those of all its parts."""
         trained, _ = split_params(state.params, self.stage, self.learning_rate_backbone)
         targets = Targets(*(batch[name] for name in Targets._fields))
+        counts = count_targets(labels, outputs.logits.shape[2], self.mask_targets)
+        counts = Counts(*(parallel.mean(number) / self.parts for number in counts))
 
         def objective(head: Params, outputs: Outputs) -> tuple[Array, dict[str, Array]]:
             losses = detection_losses(
-                outputs.logits, outputs.boxes, targets, assignment, self.loss_weights.no_object, parallel.mean
+                outputs.logits, outputs.boxes, targets, assignment, self.loss_weights.no_object, counts
             )
             if pairs is not None:
                 of_pairs = detr.segment(
@@ -136,32 +163,43 @@ class TrainStep:
                     pairs,
                     functools.partial(pair_losses, targets=targets, every=self.mask_pixels),
                 )
-                sampled, matched = (pairs[:, 2] >= 0).sum(), (assignment[-1] >= 0).sum()
-                sampled, matched = parallel.mean((sampled.astype(jnp.float32), matched.astype(jnp.float32)))
-                share = jnp.where(matched > 0, sampled / matched, 1.0)
-                losses |= mask_losses(of_pairs, targets, share, parallel.mean)
-            return total_loss(losses, self.loss_weights), losses
+                losses |= mask_losses(of_pairs, counts)
+            return total_loss(losses, self.loss_weights) / self.parts, losses
 
         head = {name: trained[name] for name in ("mask_head",) if name in trained}
         gradient = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
         (total, losses), (head_gradient, outputs_gradient) = gradient(head, outputs)
         (detector_gradient,) = vjp(outputs_gradient)
-        gradients = parallel.mean(merge_params(detector_gradient, head_gradient))
+        metrics = {name: value / self.parts for name, value in by_layer(losses).items()}
+        return merge_params(detector_gradient, head_gradient), {"loss": total, **metrics}
+
+    def apply(
+        self, state: TrainState, sums: tuple[Params, dict[str, Float[Array, ""]]]
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        """One step of the optimizer, with gradients and metrics averaged over devices."""
+        gradients, metrics = parallel.mean(sums)
+        trained, _ = split_params(state.params, self.stage, self.learning_rate_backbone)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, trained)
         params = merge_params(state.params, optax.apply_updates(trained, updates))
-        metrics = {"loss": total, **by_layer(losses)}
-        metrics = {**parallel.mean(metrics), "gradient_norm": optax.global_norm(gradients)}
+        metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     def pairs(
-        self, assignment: Int[np.ndarray, "devices batch targets"], image_id: Int[np.ndarray, " images"]
+        self,
+        state: TrainState,
+        assignment: Int[np.ndarray, "devices batch targets"],
+        image_id: Int[np.ndarray, " images"],
     ) -> Int[np.ndarray, "devices pairs 3"]:
         """Matched pairs of every device, or some of them, padded to one of the static lengths."""
-        # By the images, so that a resumed run chooses the same.
-        rng = np.random.default_rng([self.seed, *image_id.astype(np.uint64)])
-        lists = [sample_pairs(matched_pairs(one), self.mask_targets, rng) for one in assignment]
+        step = int(parallel.unreplicate(state.step))
+        seeds = [[self.seed, step, image] for image in image_id.tolist()]
+        images = assignment.shape[1]
+        lists = [
+            sample_pairs(matched_pairs(one), self.mask_targets, seeds[device * images :])
+            for device, one in enumerate(assignment)
+        ]
         needed = parallel.max_over_processes(max(map(len, lists)))
-        length = padded_length(needed, assignment.shape[1], self.pair_lengths)
+        length = padded_length(needed, images, self.pair_lengths)
         return np.stack([pad_pairs(one, length) for one in lists])
 
 

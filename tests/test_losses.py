@@ -7,6 +7,7 @@ from detr_jax.losses import (
     LossWeights,
     Targets,
     by_layer,
+    count_targets,
     detection_losses,
     focal_loss,
     mask_losses,
@@ -31,6 +32,7 @@ def targets():
 
 ASSIGNMENT = jnp.array([[[4, 0, -1], [2, -1, -1]], [[1, 3, -1], [5, -1, -1]]])
 PAIRS = jnp.array([[0, 1, 0], [0, 3, 1], [1, 5, 0], [0, 0, -1]])
+COUNTS = count_targets(jnp.array([[3, 1, -1], [2, -1, -1]]), 6)
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_perfect_predictions_cost_nothing(targets):
     losses = detection_losses(jnp.asarray(logits), jnp.asarray(boxes), targets, ASSIGNMENT[1:])
     assert all(abs(float(value[0])) < 1e-5 for value in losses.values()), losses
     empty = targets._replace(segment_map=jnp.zeros_like(targets.segment_map))
-    masks = mask_losses(pair_losses(jnp.asarray(mask_logits), empty, PAIRS), empty)
+    masks = mask_losses(pair_losses(jnp.asarray(mask_logits), empty, PAIRS), COUNTS)
     assert all(abs(float(value)) < 1e-5 for value in masks.values()), masks
 
 
@@ -94,7 +96,9 @@ def test_dice_loss_is_equation_10():
     target[0, :, :16] = 1
     targets = Targets(jnp.array([[7]]), jnp.zeros((1, 1, 4)), jnp.asarray(target), jnp.array([[32, 32]]))
     logits = np.zeros((1, 8, 8), np.float32)  # probability one half everywhere
-    losses = mask_losses(pair_losses(jnp.asarray(logits), targets, jnp.array([[0, 0, 0]])), targets)
+    losses = mask_losses(
+        pair_losses(jnp.asarray(logits), targets, jnp.array([[0, 0, 0]])), count_targets(targets.labels, 1)
+    )
     np.testing.assert_allclose(losses["loss_dice"], 1 - (2 * 256 + 1) / (512 + 512 + 1), rtol=1e-5)
 
 
@@ -116,13 +120,13 @@ def test_mask_losses_on_some_pixels_are_those_of_a_thinned_image(targets):
 
 def test_losses_of_some_masks_are_divided_by_their_share(targets):
     of_pairs = {"loss_dice": jnp.array([0.5, 0.7])}  # of two of the three targets
-    mean = mask_losses(of_pairs, targets, 2 / 3)["loss_dice"]
+    mean = mask_losses(of_pairs, count_targets(targets.labels, 6, mask_targets=1))["loss_dice"]
     np.testing.assert_allclose(mean, 0.6, rtol=1e-6)
 
 
 def test_padding_changes_nothing(outputs, targets):
     mask_logits = np.random.default_rng(2).standard_normal((4, 10, 14)).astype(np.float32)
-    before = mask_losses(pair_losses(jnp.asarray(mask_logits), targets, PAIRS), targets)
+    before = mask_losses(pair_losses(jnp.asarray(mask_logits), targets, PAIRS), COUNTS)
     canvas = np.full((2, 64, 80), 9, np.uint8)
     canvas[0, :40, :56] = targets.segment_map[0]
     canvas[1, :31, :47] = targets.segment_map[1, :31, :47]
@@ -134,7 +138,7 @@ def test_padding_changes_nothing(outputs, targets):
     pairs = jnp.concatenate([PAIRS, jnp.array([[0, 0, -1]] * 3)])
     logits = np.full((7, 16, 20), 99.0, np.float32)
     logits[:4, :10, :14] = mask_logits
-    after = mask_losses(pair_losses(jnp.asarray(logits), padded, pairs), padded)
+    after = mask_losses(pair_losses(jnp.asarray(logits), padded, pairs), count_targets(padded.labels, 6))
     for name in before:
         np.testing.assert_allclose(after[name], before[name], rtol=1e-5)
     assignment = jnp.pad(ASSIGNMENT, ((0, 0), (0, 0), (0, 2)), constant_values=-1)
@@ -147,7 +151,9 @@ def test_an_image_without_targets_has_finite_gradients(outputs, targets):
 
     def total(logits, boxes, mask_logits):
         losses = detection_losses(logits, boxes, nothing, jnp.full((2, 2, 3), -1))
-        losses |= mask_losses(pair_losses(mask_logits, nothing, jnp.array([[0, 0, -1]])), nothing)
+        losses |= mask_losses(
+            pair_losses(mask_logits, nothing, jnp.array([[0, 0, -1]])), count_targets(nothing.labels, 6)
+        )
         return total_loss(losses, LossWeights())
 
     gradients = jax.grad(total, argnums=(0, 1, 2))(*outputs, jnp.zeros((1, 10, 14)))
@@ -156,7 +162,7 @@ def test_an_image_without_targets_has_finite_gradients(outputs, targets):
 
 def test_total_is_equation_4(outputs, targets):
     losses = detection_losses(*outputs, targets, ASSIGNMENT)
-    losses |= mask_losses(pair_losses(jnp.ones((4, 10, 14)), targets, PAIRS), targets)
+    losses |= mask_losses(pair_losses(jnp.ones((4, 10, 14)), targets, PAIRS), COUNTS)
     weights = LossWeights(cls=0.5, count=0.3, box=5.0, iou=2.0, l1=1.5, seg=3.0, dice=0.7, focal=20.0)
     named = {name: float(value) for name, value in by_layer(losses).items()}
     assert {"loss_ce", "loss_ce_0", "loss_mask"} <= named.keys()

@@ -132,7 +132,7 @@ def check_reference(reference, batch, box_head_tolerance=0.01):
     state = step.init(params)
 
     on_device = parallel.shard({name: batch[name] for name in ("image", "size", "labels", "boxes")})
-    _, costs, _ = step._forward(state, on_device)
+    _, costs, _ = step._forward(state, on_device, parallel.replicate(np.int32(0)))
     assignment = match(np.asarray(costs), batch["labels"][None])[0]
     for layer, images in enumerate(json.loads(str(reference["matches"]))):
         for image, (queries, targets) in enumerate(images):
@@ -248,6 +248,27 @@ def test_dropout_is_drawn_anew_each_step_and_the_same_each_run():
             losses.append(first(metrics)["loss"])
     assert losses[:2] == losses[2:]
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("stage", ["joint", "masks"])
+def test_a_batch_in_parts_gives_the_same_step(stage):
+    config = tiny_config(stage)
+    config.loss.mask_targets = 2  # whose choice does not depend on the parts
+    results = []
+    for config.accumulate_steps in (1, 2, 4):
+        step, state = tiny_step(config)
+        for _ in range(2):
+            state, metrics = step(state, tiny_batch(4))
+        results.append((parallel.unreplicate(state.params), first(metrics)))
+    (params, metrics), *others = results
+    for other_params, other_metrics in others:
+        assert other_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+        for a, b in zip(jax.tree.leaves(other_params), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    config.accumulate_steps = 3
+    step, state = tiny_step(config)
+    with pytest.raises(ValueError, match="4 images does not divide by 1 devices in 3 parts"):
+        step(state, tiny_batch(4))
 
 
 def test_wrong_matching_method_is_named():

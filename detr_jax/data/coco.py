@@ -1,8 +1,13 @@
-"""COCO panoptic data: images, a PNG of segment ids for each, and one JSON file."""
+"""COCO panoptic data: images, a PNG of segment ids for each, and one JSON file.
 
+python -m detr_jax.data.coco check DIR    # names every problem of a folder, before a run stumbles over it
+"""
+
+import argparse
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -242,3 +247,22 @@ def _open(path: Path) -> Image.Image:
     except OSError as error:
         raise ValueError(f"{path} cannot be read as an image ({error}). Restore the file.") from error
     return image
+
+
+def main() -> None:
+    """Checks the folder named on the command line; the exit status is 1 if it has problems."""
+    from detr_jax.data.check import check_folder
+
+    parser = argparse.ArgumentParser(prog="python -m detr_jax.data.coco", description=__doc__)
+    command = parser.add_subparsers(required=True).add_parser("check", help="name every problem of a folder")
+    command.add_argument("folder", help="as data.root")
+    count = 0
+    for problem in check_folder(parser.parse_args().folder, progress=sys.stderr.isatty()):
+        print(problem, flush=True)
+        count += 1
+    print(f"{count} problems" if count else "no problems")
+    sys.exit(count > 0)
+
+
+if __name__ == "__main__":
+    main()

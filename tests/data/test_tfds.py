@@ -7,10 +7,13 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from detr_jax.data.categories import coco_panoptic
+from detr_jax.data.categories import coco_panoptic, to_json
+from detr_jax.data.coco import CocoPanoptic
+from detr_jax.data.loader import train_batches
 from detr_jax.data.segments import find_boxes
 from detr_jax.data.shapes import Shapes
 from detr_jax.data.tfds import TfdsPanoptic, prepare, write_sizes
+from detr_jax.data.transforms import TrainTransform
 
 CATEGORIES = coco_panoptic()
 
@@ -103,6 +106,63 @@ def test_reads_what_was_written(prepared):
         np.testing.assert_array_equal(example.areas, expected.areas[present])
         assert example.iscrowd.sum() == 1
     assert not drawn
+
+
+def write_folder(root):
+    """The train split as a COCO panoptic folder."""
+    content = {"categories": to_json(CATEGORIES), "images": [], "annotations": []}
+    for folder in ("train", "panoptic_train", "annotations"):
+        (root / folder).mkdir()
+    for example in Shapes("train", 3, image_size=64):
+        rows, name = 60 + example.image_id, example.file_name
+        ids = example.segment_map[:rows]
+        Image.fromarray(example.image[:rows]).save(root / "train" / name)
+        Image.fromarray(np.stack([ids, ids, ids * 0], -1)).save(root / "panoptic_train" / name)
+        segments = [
+            {
+                "id": (k + 1) * 257,
+                "category_id": CATEGORIES[label * 10].id,
+                "area": int(area),
+                "iscrowd": k == 0,
+            }
+            for k, (label, area) in enumerate(zip(example.labels, example.areas, strict=True))
+        ]
+        image_id = example.image_id + 1000
+        content["images"].append({"id": image_id, "file_name": name, "height": rows, "width": 64})
+        annotation = {"image_id": image_id, "file_name": name, "segments_info": segments}
+        content["annotations"].append(annotation)
+    (root / "annotations" / "panoptic_train.json").write_text(json.dumps(content))
+
+
+class Reordered:
+    """A source in the order of the image ids of another."""
+
+    def __init__(self, source, other):
+        self.positions = [source.annotations.image_ids.tolist().index(example.image_id) for example in other]
+        self.source, self.categories = source, source.categories
+        self.sizes = source.sizes[self.positions]
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        return self.source[self.positions[index]]
+
+
+def test_batches_are_those_of_a_folder_with_the_same_images(prepared, tmp_path):
+    write_folder(tmp_path)
+    records = TfdsPanoptic(split="train", data_dir=prepared)
+    folder = Reordered(CocoPanoptic(tmp_path, "train"), records)
+    settings = TrainTransform(
+        scales=(48, 64), max_size=80, crop_probability=0.5, crop_scales=(64,), crop_range=(32, 60), flip=True
+    )
+    options = {"batch_size": 2, "shapes": ((80, 80),), "settings": settings, "max_targets": 12, "threads": 0}
+    for ours, theirs in zip(
+        train_batches(records, **options, epochs=3), train_batches(folder, **options, epochs=3), strict=True
+    ):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name])
 
 
 def test_splits_and_parts_of_them(prepared):
