@@ -116,21 +116,19 @@ def _check_pair(root: Path, split: str, image: Entry, annotation: Entry, known: 
     for segment in segments:
         if segment["category_id"] not in known:
             yield f"{where}: segment {segment['id']} is of category {segment['category_id']}, not listed"
-    sizes = {}
-    for path in (root / split / image["file_name"], root / f"panoptic_{split}" / annotation["file_name"]):
+    png = root / f"panoptic_{split}" / annotation["file_name"]
+    for path in (root / split / image["file_name"], png):
         try:
-            with Image.open(path) as opened:
-                opened.load()
-                sizes[path] = opened.size
-                pixels = opened.copy()
+            opened = Image.open(path)
+            opened.load()
         except OSError as error:
             yield f"{path} ({where}): {'does not exist' if not path.exists() else f'cannot be read: {error}'}"
-    expected = image["width"], image["height"]
-    for path, size in sizes.items():
-        if size != expected:
-            yield f"{path} ({where}): is {size[0]} x {size[1]}, annotated as {expected[0]} x {expected[1]}"
-    if path in sizes:  # the PNG, which came last
-        yield from (f"{path} ({where}): {problem}" for problem in _check_pixels(pixels, segments))
+            continue
+        if opened.size != (image["width"], image["height"]):
+            sizes = "is {} x {}, annotated as {} x {}".format(*opened.size, image["width"], image["height"])
+            yield f"{path} ({where}): {sizes}"
+        if path == png:
+            yield from (f"{path} ({where}): {problem}" for problem in _check_pixels(opened, segments))
 
 
 def _check_pixels(png: Image.Image, segments: list[Entry]) -> Iterator[str]:
