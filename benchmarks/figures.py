@@ -5,7 +5,7 @@ python benchmarks/figures.py film --workdir=RUN       # masks forming, from ever
 python benchmarks/figures.py failures --workdir=RUN   # the pictures with the lowest panoptic quality
 python benchmarks/figures.py examples --workdir=RUN   # two held-out pictures
 
-The film needs a run of few steps that keeps them all, such as --config.steps=240 --config.checkpoint.keep=10
+The film needs a run of few steps that keeps them all, such as --config.steps=200 --config.checkpoint.keep=10
 --config.checkpoint.every_steps=40.
 """
 
