@@ -1,8 +1,12 @@
-"""The figures of docs/results.md.
+"""The figures of docs/results.md and of the README.
 
 python benchmarks/figures.py curves                   # PQ against time, from results/stages_*.json
 python benchmarks/figures.py film --workdir=RUN       # masks forming, from every checkpoint of a run
 python benchmarks/figures.py failures --workdir=RUN   # the pictures with the lowest panoptic quality
+python benchmarks/figures.py examples --workdir=RUN   # two held-out pictures
+
+The film needs a run of few steps that keeps them all, such as --config.steps=200 --config.checkpoint.keep=10
+--config.checkpoint.every_steps=40.
 """
 
 import argparse
@@ -98,18 +102,28 @@ def failures(workdir: Path, count: int = 3, among: int = 200) -> None:
         quality = PanopticQuality(source.categories)
         quality.update(truth, prediction, example.image_id)
         scored.append((quality.result()["All"]["pq"], example.image_id))
+    draw_panels(predict, [source[index] for _, index in sorted(scored)[:count]], IMAGES / "failures.png")
+
+
+def examples(workdir: Path, indices: tuple[int, ...] = (5, 7)) -> None:
+    """The same of some held-out pictures."""
+    source = Shapes("validation", max(indices) + 1)
+    draw_panels(predictor(workdir), [source[index] for index in indices], IMAGES / "shapes.png")
+
+
+def draw_panels(predict: Predictor, examples: list[Example], path: Path) -> None:
+    """A row for each: image, ground truth, prediction."""
     panels = []
-    for _, index in sorted(scored)[:count]:
-        example = source[index]
-        truth, prediction = from_example(example, source.categories), predict(example.image)
+    for example in examples:
+        truth, prediction = from_example(example, predict.categories), predict(example.image)
         panels.append(side_by_side(enlarged_image(example), enlarged(truth), enlarged(prediction)))
-    Image.fromarray(np.concatenate(panels)).save(IMAGES / "failures.png")
+    Image.fromarray(np.concatenate(panels)).save(path)
 
 
 def main() -> None:
     """Draws one of the figures."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("figure", choices=("curves", "film", "failures"))
+    parser.add_argument("figure", choices=("curves", "film", "failures", "examples"))
     parser.add_argument("--workdir", type=Path, help="of a run of configs/shapes.py")
     arguments = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
@@ -118,7 +132,7 @@ def main() -> None:
     elif arguments.workdir is None:
         parser.error(f"{arguments.figure} needs --workdir=RUN")
     else:
-        {"film": film, "failures": failures}[arguments.figure](arguments.workdir)
+        {"film": film, "failures": failures, "examples": examples}[arguments.figure](arguments.workdir)
 
 
 if __name__ == "__main__":
