@@ -20,11 +20,12 @@ def main(_: list[str]) -> None:
     """Does what the flags say."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
     # Imported late, so that wrong flags are answered at once.
-    from detr_jax import errors
+    from detr_jax import errors, parallel
     from detr_jax.compilation import keep_compiled
 
     keep_compiled()
     with errors.explained():
+        parallel.connect(FLAGS.config.distributed)
         if FLAGS.mode == "train":
             from detr_jax.train import train
 

@@ -1,5 +1,8 @@
 """Saving and restoring a run with Orbax: parameters, optimizer, position in the data."""
 
+import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,43 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when all checkpoints are on disk."""
         self._manager.wait_until_finished()
+
+
+class BestCheckpoint:
+    """The checkpoint of the best evaluation, in `best/` of a workdir, which is a workdir by itself."""
+
+    def __init__(self, workdir: str | Path):
+        """Knows the best so far.
+
+        Args:
+          workdir: of the run.
+        """
+        self._workdir, self._folder = Path(workdir), Path(workdir) / "best"
+        file = self._folder / "evaluation.json"
+        self._score = _score(json.loads(file.read_text())) if file.exists() else -math.inf
+
+    def offer(self, state: TrainState, iterator: grain.DatasetIterator, result: dict[str, Any]) -> None:
+        """Saves a state if its evaluation is better than all before; returns when it is on disk.
+
+        Args:
+          state: on all devices.
+          iterator: over the training data.
+          result: of the evaluation: panoptic quality or box AP decides.
+        """
+        if not _score(result) > self._score:
+            return
+        self._score = _score(result)
+        checkpoints = Checkpoints(self._folder, keep=1)
+        checkpoints.save(state, iterator)
+        checkpoints.wait()
+        if jax.process_index() == 0:
+            for name in ("config.json", "categories.json"):
+                shutil.copy(self._workdir / name, self._folder)
+            (self._folder / "evaluation.json").write_text(json.dumps(result, indent=2))
+
+
+def _score(result: dict[str, Any]) -> float:
+    return result["All"]["pq"] if "All" in result else result["AP"]
 
 
 def _check_same_shapes(found: Any, wanted: Any) -> None:

@@ -131,7 +131,14 @@ def default_config() -> ConfigDict:
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = 1000
-    checkpoint.keep = 2
+    checkpoint.keep = 2  # of the newest; the one of the best evaluation is kept in the workdir's best/
+
+    # Several processes, on one host or many, that train one model. Each is started with the same command.
+    config.distributed = distributed = ConfigDict()
+    # host:port of process 0; "auto": as Slurm, Open MPI, Kubernetes or a cloud TPU tells; "": one process.
+    distributed.coordinator = ""
+    distributed.processes = 1
+    distributed.process = 0  # which of them this is
 
     config.log_every_steps = 50
     config.profile = 0  # writes a trace of this many steps to the workdir, for TensorBoard or Perfetto

@@ -12,6 +12,30 @@ from jax.experimental import multihost_utils
 AXIS = "batch"
 
 
+def connect(config: Any) -> None:
+    """Joins the other processes of a run; to be called before any device is used.
+
+    Args:
+      config: `distributed` section.
+
+    Raises:
+      ValueError: the environment tells nothing of other processes, or contradictory settings.
+    """
+    if not config.coordinator:
+        return
+    try:
+        if config.coordinator == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(config.coordinator, config.processes, config.process)
+    except ValueError as error:
+        raise ValueError(
+            f"cannot join other processes ({error}): under Slurm, Open MPI, Kubernetes or on cloud TPUs, set "
+            "--config.distributed.coordinator=auto, elsewhere coordinator=HOST:PORT, processes=COUNT and "
+            "process=INDEX"
+        ) from error
+
+
 def parallel(
     function: Callable[..., Any], devices: Sequence[jax.Device] | None = None, **options: Any
 ) -> Callable[..., Any]:

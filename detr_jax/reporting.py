@@ -38,6 +38,17 @@ class Reporter:
 
         return SummaryWriter(str(self.workdir))
 
+    def forget_after(self, step: int) -> None:
+        """Takes what metrics.jsonl has of later steps out of it, since they will be made again."""
+        path = self.workdir / "metrics.jsonl"
+        if not self.active or not path.exists():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        if len(kept) < len(lines):
+            path.write_text("".join(kept))
+
     def say(self, text: str) -> None:
         """Prints a line."""
         self.console.print(text, markup=False)

@@ -11,7 +11,7 @@ import jax
 from PIL import Image
 
 from detr_jax import parallel, visualize
-from detr_jax.checkpoint import Checkpoints, latest_step
+from detr_jax.checkpoint import BestCheckpoint, Checkpoints, latest_step
 from detr_jax.data.categories import to_json
 from detr_jax.data.pipeline import eval_data, load_source, train_data
 from detr_jax.data.source import Example, Source
@@ -19,8 +19,9 @@ from detr_jax.evaluation.evaluate import evaluate_detection, evaluate_panoptic
 from detr_jax.fusion import DeviceSegmentation
 from detr_jax.inference import Inference
 from detr_jax.initialize import check_categories, load_run, starting_model, trained_model
+from detr_jax.interruption import Interruption
 from detr_jax.models.detr import Detr
-from detr_jax.optim import make_optimizer
+from detr_jax.optim import Params, make_optimizer
 from detr_jax.panoptic import PanopticSegmentation, from_example
 from detr_jax.reporting import Reporter
 from detr_jax.step import TrainState, TrainStep
@@ -31,55 +32,69 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
 
     Args:
       config: see `default_config`.
-      workdir: gets config.json, categories.json, checkpoints/, metrics.jsonl, TensorBoard events, curves.png
-        and pictures/.
+      workdir: gets config.json, categories.json, checkpoints/, best/, metrics.jsonl, TensorBoard events,
+        curves.png and pictures/.
 
     Returns:
-      The result of the last evaluation.
+      The result of the last evaluation; nothing if the run was told to stop before, by SIGTERM.
     """
     source, held_out = load_source(config.data, "train"), load_source(config.data, "eval")
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total_steps = config.steps or round(config.epochs * steps_per_epoch)
     batches = train_data(source, config)
     reporter = Reporter(workdir, total_steps, config.batch_size)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-
+    checkpoints, best = Checkpoints(workdir, config.checkpoint.keep), BestCheckpoint(workdir)
     first = checkpoints.latest_step or 0
-    if first:
-        model, params = load_run(workdir, config.model)
-        remark = f"resuming at step {first} of {total_steps}"
-    else:
-        model, params, remark = starting_model(config, source.categories)
-    if remark:
-        reporter.say(remark)
+    model, params = _first_params(config, workdir, source, first, reporter)
     step = TrainStep(model, config, make_optimizer(config.optim, total_steps))
     state = step.init(params)
     if first:
         state = checkpoints.restore(state, batches)
+        reporter.forget_after(first)
     _describe(workdir, config, model, source)
     reporter.say(_summary(config, model, source, state, total_steps))
 
     every = max(round(config.eval.every_epochs * steps_per_epoch), 1)
     result: dict[str, Any] = {}
-    for number in range(first + 1, total_steps + 1):
-        state, metrics = step(state, next(batches))
-        last = number == total_steps
-        _trace(config.profile, number - first, last, Path(workdir) / "profile", metrics)
-        if number == first + 1:
-            jax.block_until_ready(metrics)
-            reporter.start(number)
-        if number % config.log_every_steps == 0 or last:
-            reporter.train(number, _finite(number, metrics))
-        if number % config.checkpoint.every_steps == 0 or last:
-            checkpoints.save(state, batches)
-        if number % every == 0 or last:
-            result = _evaluate(config, workdir, model, state.params, held_out, reporter, number, last)
-            reporter.start(number)
-    if not result:
+    stopped = False
+    with Interruption() as interruption:
+        for number in range(first + 1, total_steps + 1):
+            state, metrics = step(state, next(batches))
+            last, stopped = number == total_steps, interruption.after(number)
+            evaluated = not stopped and (number % every == 0 or last)
+            _trace(config.profile, number - first, last, Path(workdir) / "profile", metrics)
+            if number == first + 1:
+                jax.block_until_ready(metrics)
+                reporter.start(number)
+            if number % config.log_every_steps == 0 or last:
+                reporter.train(number, _finite(number, metrics))
+            if number % config.checkpoint.every_steps == 0 or evaluated or stopped:
+                checkpoints.save(state, batches)
+            if stopped:
+                reporter.say(f"told to stop: step {number} is saved, the same command goes on from there")
+                break
+            if evaluated:
+                result = _evaluate(config, workdir, model, state.params, held_out, reporter, number, last)
+                best.offer(state, batches, result)
+                reporter.start(number)
+    if not result and not stopped:
         result = _evaluate(config, workdir, model, state.params, held_out, reporter, first, True)
     checkpoints.wait()
     reporter.close()
     return result
+
+
+def _first_params(
+    config: Any, workdir: str | Path, source: Source, first: int, reporter: Reporter
+) -> tuple[Detr, Params]:
+    """Model and parameters to begin with; a run that goes on has its own."""
+    if first:
+        reporter.say(f"resuming at step {first}")
+        return load_run(workdir, config.model)
+    model, params, remark = starting_model(config, source.categories)
+    if remark:
+        reporter.say(remark)
+    return model, params
 
 
 def evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_a_second_run_resumes_exactly(config, tmp_path, capsys):
     train(config, tmp_path / "halves")
     config.steps, config.profile = 4, 1
     train(config, tmp_path / "halves")
-    assert "resuming at step 2 of 4" in capsys.readouterr().out
+    assert "resuming at step 2" in capsys.readouterr().out
     assert list((tmp_path / "halves" / "profile").rglob("*.xplane.pb"))  # which does not change the run
     whole, halves = load_params(tmp_path / "whole"), load_params(tmp_path / "halves")
     assert all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(halves)))
