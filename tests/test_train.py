@@ -11,8 +11,8 @@ from detr_jax.checkpoint import load_params
 from detr_jax.train import evaluate, train
 
 
-@pytest.fixture
-def config():
+def small_run():
+    """A config of four steps on small generated pictures."""
     config = tiny_config()
     config.batch_size = 4
     config.steps = 4
@@ -28,6 +28,11 @@ def config():
     config.eval.batch_size, config.eval.pictures, config.eval.every_epochs = 2, 1, 10.0
     config.checkpoint.every_steps = 2
     return config
+
+
+@pytest.fixture
+def config():
+    return small_run()
 
 
 def test_a_run_leaves_everything_behind(config, tmp_path, capsys):
