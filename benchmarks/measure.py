@@ -42,14 +42,15 @@ def timed(work: Work, repeats: int, warmups: int = 1) -> dict[str, Any]:
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "peak_gb": _peak_gb()}
+    return {"seconds": seconds, "peak_gb": peak_gb()}
 
 
 def _reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
 
 
-def _peak_gb() -> float:
+def peak_gb() -> float:
+    """The most memory that this process has held since the mark was last reset, in GB."""
     status = Path("/proc/self/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found, "no VmHWM in /proc/self/status: this needs Linux"

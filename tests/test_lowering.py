@@ -80,10 +80,8 @@ def inference_programs(dtype):
     logits = jax.eval_shape(masks, *arguments)
     logits = jax.ShapeDtypeStruct(logits.shape[1:], logits.dtype)
     index = np.zeros(16, np.int32)
-    yield (
-        votes.vote_until_stable,
-        (logits, index, index, index, size[0], repeats, np.zeros((2, 96), np.int32)),
-    )
+    repeats = np.zeros((2, 64), np.int32), np.zeros((2, 96), np.int32)
+    yield votes.vote_until_stable, (logits, index, index, index, size[0], *repeats)
     yield votes.distinct_pairs, (logits, index, np.zeros(16, np.float32), size[0], np.float32(0.5))
 
 

@@ -20,7 +20,7 @@ from detr_jax import parallel
 from detr_jax.train import train
 config = small_run()
 config.batch_size = config.eval.batch_size = 8
-config.data.train_count, config.data.eval_count = 24, 13  # three batches an epoch; the last of evaluation is short
+config.data.train_count, config.data.eval_count = 24, 13  # three batches an epoch, one and a half to evaluate
 config.steps, config.eval.every_epochs, config.eval.threshold = 5, 10.0, 0.1
 config.distributed.coordinator = sys.argv[2]
 config.distributed.processes, config.distributed.process = int(sys.argv[3]), int(sys.argv[4])
