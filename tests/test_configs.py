@@ -1,9 +1,14 @@
 import importlib
 
+import jax
+import numpy as np
 import pytest
+from test_step import tiny_batch
 
 from detr_jax.config import apply_variants, default_config
-from detr_jax.models.detr import build_model
+from detr_jax.models.detr import build_model, init_params
+from detr_jax.optim import make_optimizer
+from detr_jax.step import TrainStep
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,21 @@ def test_every_experiment_builds_its_model(name, variants, expected):
     config = importlib.import_module(f"configs.{name}").get_config(variants)
     model = build_model(config.model)
     assert (model.resnet_depth, model.dilation, config.stage) == expected
+
+
+@pytest.mark.parametrize("variants", ["", "resnet101,dc5,tfds"])
+@pytest.mark.parametrize("name", ["boxes", "panoptic", "joint"])
+def test_every_coco_experiment_makes_a_step(name, variants):
+    config = importlib.import_module(f"configs.{name}").get_config(variants)
+    assert config.data.source == ("tfds" if variants else "coco")
+    small = {"resnet_width": 8, "hidden_dim": 128, "feedforward_dim": 32, "num_queries": 12}
+    config.model.update(small | {"num_encoder_layers": 1, "num_decoder_layers": 1})
+    model = build_model(config.model)
+    assert (model.num_classes, model.resnet_depth) == (250, 101 if variants else 50)
+    step = TrainStep(model, config, make_optimizer(config.optim, 10))
+    params = jax.device_get(init_params(model, jax.random.key(0), config.model.masks))
+    state, metrics = step(step.init(params), tiny_batch(2))
+    assert int(state.step[0]) == 1 and np.isfinite(metrics["loss"]).all()
 
 
 def test_panoptic_is_table_1():
