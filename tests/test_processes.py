@@ -14,14 +14,16 @@ from detr_jax.checkpoint import load_params
 
 PROGRAM = f"""
 import sys
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
-from test_train import small_run
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+from configs.shapes import get_config
 from detr_jax import parallel
 from detr_jax.train import train
-config = small_run()
+config = get_config("joint")
+config.init_from = "shapes-panoptic"  # so that there is a panoptic quality to compare
 config.batch_size = config.eval.batch_size = 8
 config.data.train_count, config.data.eval_count = 24, 13  # three batches an epoch, one and a half to evaluate
-config.steps, config.eval.every_epochs, config.eval.threshold = 5, 10.0, 0.1
+config.steps, config.log_every_steps, config.eval.every_epochs, config.eval.pictures = 5, 1, 10.0, 0
+config.pair_lengths = (8,)
 config.distributed.coordinator = sys.argv[2]
 config.distributed.processes, config.distributed.process = int(sys.argv[3]), int(sys.argv[4])
 parallel.connect(config.distributed)
@@ -60,7 +62,7 @@ def test_two_processes_equal_one(tmp_path):
     for run, (_, errors) in zip(runs, outputs, strict=True):
         assert run.returncode == 0, errors[-3000:]
     assert "on 4 cpu devices" in outputs[0][0] and "step 5/5" in outputs[0][0]
-    assert outputs[1][0].strip() == ""  # only process 0 talks
+    assert all(line.startswith("[Gloo]") for line in outputs[1][0].splitlines())  # only process 0 talks
 
     two, one = metrics(tmp_path / "two"), metrics(tmp_path / "one")
     assert len(two) == len(one) == 6  # five steps and an evaluation
@@ -68,7 +70,7 @@ def test_two_processes_equal_one(tmp_path):
         assert a.keys() == b.keys() and a["step"] == b["step"]
         for name in a.keys() - {"images_per_second"}:
             np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-5, err_msg=name)
-    assert one[-1]["val_pq_all"] > 0
+    assert one[-1]["val_pq_all"] > 0.3
     two_params, one_params = load_params(tmp_path / "two"), load_params(tmp_path / "one")
     for a, b in zip(jax.tree.leaves(two_params), jax.tree.leaves(one_params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
