@@ -117,8 +117,8 @@ def summary(runs: list[dict[str, Any]], score: Callable[[dict[str, Any]], float]
 
 
 def print_table(name: str, runs: list[dict[str, Any]]) -> None:
-    """A row each, as in the paper's Table 2: PQ, SQ, RQ of all, things, stuff; or box AP."""
-    print(f"\n{name}")
+    """In Markdown, as the paper's Table 2: PQ, SQ, RQ of all, things, stuff; or box AP."""
+    header = ""
     for row in TABLES[name]:
         same = [run for run in runs if run["row"] == row]
         if "All" in same[0]["result"]:
@@ -129,9 +129,12 @@ def print_table(name: str, runs: list[dict[str, Any]]) -> None:
             }
         else:
             scores = {key: summary(same, lambda result, k=key: result[k]) for key in ("AP", "AP50", "AP75")}
-        steps = ", ".join(str(run["steps"]) for run in same)
-        columns = " | ".join(f"{key} {value}" for key, value in scores.items())
-        print(f"{row} | {columns} | {same[0]['minutes']:g} min | {steps} steps")
+        scores |= {"minutes": f"{same[0]['minutes']:g}", "steps": str(same[0]["steps"])}
+        scores["seeds"] = str(len(same))
+        if not header:
+            header = f"| {name} | " + " | ".join(scores) + " |"
+            print("\n" + header + "\n" + "| --- " * (1 + len(scores)) + "|")
+        print(f"| {row} | " + " | ".join(scores.values()) + " |")
 
 
 def time_rows(rows: list[str], file: Path) -> None:
