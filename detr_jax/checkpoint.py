@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from detr_jax import parallel
+from detr_jax.files import write_text
 from detr_jax.state import TrainState
 
 
@@ -82,13 +83,23 @@ class Checkpoints:
 class BestCheckpoint:
     """The checkpoint of the best evaluation, in `best/` of a workdir, which is a workdir by itself."""
 
-    def __init__(self, workdir: str | Path):
+    def __init__(self, workdir: str | Path, step: int):
         """Knows the best so far.
 
         Args:
           workdir: of the run.
+          step: of its newest checkpoint.
+
+        Raises:
+          ValueError: the folder holds a later step, so it is of another run.
         """
         self._workdir, self._folder = Path(workdir), Path(workdir) / "best"
+        found = latest_step(self._folder) or 0
+        if found > step:
+            raise ValueError(
+                f"{self._folder} holds step {found}, but this run starts at step {step}: it would replace the "
+                "best of another run. Move that folder away, or choose another workdir"
+            )
         file = self._folder / "evaluation.json"
         self._score = _score(json.loads(file.read_text())) if file.exists() else -math.inf
 
@@ -109,7 +120,7 @@ class BestCheckpoint:
         if jax.process_index() == 0:
             for name in ("config.json", "categories.json"):
                 shutil.copy(self._workdir / name, self._folder)
-            (self._folder / "evaluation.json").write_text(json.dumps(result, indent=2))
+            write_text(self._folder / "evaluation.json", json.dumps(result, indent=2))
 
 
 def _score(result: dict[str, Any]) -> float:

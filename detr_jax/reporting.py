@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from detr_jax.files import write_text
+
 SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 
 
@@ -47,7 +49,7 @@ class Reporter:
         whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
         kept = [line for line in whole if json.loads(line)["step"] <= step]
         if len(kept) < len(lines):
-            path.write_text("".join(kept))
+            write_text(path, "".join(kept))
 
     def say(self, text: str) -> None:
         """Prints a line."""

@@ -16,6 +16,7 @@ from detr_jax.data.categories import to_json
 from detr_jax.data.pipeline import eval_data, load_source, train_data
 from detr_jax.data.source import Example, Source
 from detr_jax.evaluation.evaluate import evaluate_detection, evaluate_panoptic
+from detr_jax.files import write_text
 from detr_jax.fusion import DeviceSegmentation
 from detr_jax.inference import Inference
 from detr_jax.initialize import check_categories, load_run, starting_model, trained_model
@@ -36,49 +37,56 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
         curves.png and pictures/.
 
     Returns:
-      The result of the last evaluation; nothing if the run was told to stop before, by SIGTERM.
+      The result of the last evaluation; of none if the run was told to stop before, by SIGTERM.
     """
     source, held_out = load_source(config.data, "train"), load_source(config.data, "eval")
     steps_per_epoch = max(len(source) // config.batch_size, 1)
     total_steps = config.steps or round(config.epochs * steps_per_epoch)
     batches = train_data(source, config)
     reporter = Reporter(workdir, total_steps, config.batch_size)
-    checkpoints, best = Checkpoints(workdir, config.checkpoint.keep), BestCheckpoint(workdir)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
     first = checkpoints.latest_step or 0
+    best = BestCheckpoint(workdir, first)
     model, params = _first_params(config, workdir, source, first, reporter)
     step = TrainStep(model, config, make_optimizer(config.optim, total_steps))
     state = step.init(params)
     if first:
         state = checkpoints.restore(state, batches)
-        reporter.forget_after(first)
+    reporter.forget_after(first)
     _describe(workdir, config, model, source)
     reporter.say(_summary(config, model, source, state, total_steps))
 
     every = max(round(config.eval.every_epochs * steps_per_epoch), 1)
-    result: dict[str, Any] = {}
-    stopped = False
+
+    def is_evaluated(number: int) -> bool:
+        return number == total_steps or (number > 0 and number % every == 0)
+
+    def evaluate_now(number: int) -> dict[str, Any]:
+        last = number == total_steps
+        result = _evaluate(config, workdir, model, state.params, held_out, reporter, number, last)
+        best.offer(state, batches, result)
+        reporter.start(number)
+        return result
+
+    # States are saved before they are evaluated, so this one may not have been.
+    result = evaluate_now(first) if is_evaluated(first) else {}
     with Interruption() as interruption:
         for number in range(first + 1, total_steps + 1):
             state, metrics = step(state, next(batches))
             last, stopped = number == total_steps, interruption.after(number)
-            evaluated = not stopped and (number % every == 0 or last)
             _trace(config.profile, number - first, last, Path(workdir) / "profile", metrics)
             if number == first + 1:
                 jax.block_until_ready(metrics)
                 reporter.start(number)
             if number % config.log_every_steps == 0 or last:
                 reporter.train(number, _finite(number, metrics))
-            if number % config.checkpoint.every_steps == 0 or evaluated or stopped:
+            if number % config.checkpoint.every_steps == 0 or is_evaluated(number) or stopped:
                 checkpoints.save(state, batches)
             if stopped:
                 reporter.say(f"told to stop: step {number} is saved, the same command goes on from there")
                 break
-            if evaluated:
-                result = _evaluate(config, workdir, model, state.params, held_out, reporter, number, last)
-                best.offer(state, batches, result)
-                reporter.start(number)
-    if not result and not stopped:
-        result = _evaluate(config, workdir, model, state.params, held_out, reporter, first, True)
+            if is_evaluated(number):
+                result = evaluate_now(number)
     checkpoints.wait()
     reporter.close()
     return result
@@ -160,7 +168,7 @@ def _evaluate(
         reporter.say(table if last else _line(result))
     reporter.draw_curves()
     if reporter.active and last:
-        (Path(workdir) / "evaluation.json").write_text(json.dumps(result, indent=2))
+        write_text(Path(workdir) / "evaluation.json", json.dumps(result, indent=2))
     return result
 
 
@@ -209,8 +217,8 @@ def _describe(workdir: str | Path, config: Any, model: Detr, source: Source) -> 
         Path(workdir).mkdir(parents=True, exist_ok=True)
         config = config.copy_and_resolve_references()
         config.model.num_classes = model.num_classes
-        (Path(workdir) / "config.json").write_text(config.to_json(indent=2))
-        (Path(workdir) / "categories.json").write_text(json.dumps(to_json(source.categories), indent=2))
+        write_text(Path(workdir) / "config.json", config.to_json(indent=2))
+        write_text(Path(workdir) / "categories.json", json.dumps(to_json(source.categories), indent=2))
 
 
 def _summary(config: Any, model: Any, source: Source, state: TrainState, total_steps: int) -> str:
