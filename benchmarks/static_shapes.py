@@ -64,7 +64,8 @@ def training_ratio(sizes: np.ndarray, shapes: Any, batch_size: int) -> float:
     for step in range(order.batches_per_epoch):
         rows = order[step]
         padded += len(rows.indices) * rows.shape[0] * rows.shape[1]
-        valid += sum(np.prod(order.plan(index, rows.epoch).size) for index in rows.indices)
+        images = zip(rows.indices, rows.epochs, strict=True)
+        valid += sum(np.prod(order.plan(index, epoch).size) for index, epoch in images)
     return padded / valid
 
 

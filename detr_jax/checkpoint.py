@@ -97,8 +97,8 @@ class BestCheckpoint:
         found = latest_step(self._folder) or 0
         if found > step:
             raise ValueError(
-                f"{self._folder} holds step {found}, but this run starts at step {step}: it would replace the "
-                "best of another run. Move that folder away, or choose another workdir"
+                f"{self._folder} holds step {found}, but this run starts at step {step}: it would replace "
+                "the best of another run. Move that folder away, or choose another workdir"
             )
         file = self._folder / "evaluation.json"
         self._score = _score(json.loads(file.read_text())) if file.exists() else -math.inf

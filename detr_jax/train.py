@@ -40,7 +40,7 @@ def train(config: Any, workdir: str | Path) -> dict[str, Any]:
       The result of the last evaluation; of none if the run was told to stop before, by SIGTERM.
     """
     source, held_out = load_source(config.data, "train"), load_source(config.data, "eval")
-    steps_per_epoch = max(len(source) // config.batch_size, 1)
+    steps_per_epoch = len(source) / config.batch_size
     total_steps = config.steps or round(config.epochs * steps_per_epoch)
     batches = train_data(source, config)
     reporter = Reporter(workdir, total_steps, config.batch_size)

@@ -52,7 +52,7 @@ def train_batches(
       process_index: which of the processes this is; it takes the rows `process_index::process_count`.
       process_count: how many processes share each global batch.
       threads: that read and transform batches ahead, each a batch at a time; 0 does so on demand.
-      epochs: passes over the data, None for no end.
+      epochs: passes over the data, each rounded down to whole batches; None for no end.
 
     Returns:
       An iterator of batches as in `make_batch`.
@@ -66,9 +66,10 @@ def train_batches(
 
     def load(step: int) -> Batch:
         rows = order[step]
+        mine = slice(process_index, None, process_count)
         examples = [
-            transforms.apply(_read(source, index, crowd), order.plan(index, rows.epoch))
-            for index in rows.indices[process_index::process_count]
+            transforms.apply(_read(source, index, crowd), order.plan(index, epoch))
+            for index, epoch in zip(rows.indices[mine], rows.epochs[mine], strict=True)
         ]
         return make_batch(examples, rows.shape, max_targets)
 

@@ -21,12 +21,12 @@ class Rows(NamedTuple):
     Attributes:
       shape: static height and width.
       indices: position of each image in its source.
-      epoch: for which the images are augmented.
+      epochs: for which each image is augmented; none in evaluation.
     """
 
     shape: Size
     indices: tuple[int, ...]
-    epoch: int = 0
+    epochs: tuple[int, ...] = ()
 
 
 def choose_shape(size: Size, shapes: Sequence[Size]) -> Size:
@@ -48,13 +48,14 @@ def choose_shape(size: Size, shapes: Sequence[Size]) -> Size:
 class TrainOrder:
     """The global batches of training, a pure function of the arguments.
 
-    An epoch is a random order of all images, less the last few that do not fill a global batch (others each
-    epoch). Images wait for others of the same static shape until they fill a batch; those left waiting at the
-    end are merged into batches of a shape that holds them all. The transform of an image is drawn with
-    `np.random.default_rng([seed, epoch, index])`.
+    An epoch is a random order of all images. Epochs follow one another without a gap: the last few images
+    of one, which do not fill a global batch, are batched with the first of the next. So each epoch has every
+    image once. Of every `batches_per_epoch` batches, images wait for others of the same static shape until
+    they fill a batch; those left waiting at the end are merged into batches of a shape that holds them all.
+    The transform of an image is drawn with `np.random.default_rng([seed, epoch, index])`.
 
-    Batches are planned as they are asked for. Going back to an epoch, or starting within it, plans it anew up
-    to there.
+    Batches are planned as they are asked for. Going back, or starting in the middle, plans at most that many
+    batches anew.
 
     Attributes:
       batches_per_epoch: number of images // batch_size.
@@ -88,17 +89,17 @@ class TrainOrder:
         self._settings, self._seed = settings, seed
         self.batches_per_epoch = len(sizes) // batch_size
         self._lock = threading.Lock()
-        self._epochs: dict[int, tuple[list[Rows], Iterator[Rows]]] = {}
+        self._parts: dict[int, tuple[list[Rows], Iterator[Rows]]] = {}
 
     def __getitem__(self, step: int) -> Rows:
         """The global batch of a step, counted from 0 over all epochs."""
-        epoch, position = divmod(step, self.batches_per_epoch)
+        part, position = divmod(step, self.batches_per_epoch)
         with self._lock:
-            if epoch not in self._epochs:
-                # Threads that read ahead ask for batches of two epochs in turn, so the neighbour stays.
-                neighbours = {e: planned for e, planned in self._epochs.items() if abs(e - epoch) == 1}
-                self._epochs = neighbours | {epoch: ([], self._plan_epoch(epoch))}
-            planned, rest = self._epochs[epoch]
+            if part not in self._parts:
+                # Threads that read ahead ask for batches of two parts in turn, so the neighbour stays.
+                neighbours = {p: planned for p, planned in self._parts.items() if abs(p - part) == 1}
+                self._parts = neighbours | {part: ([], self._plan_part(part))}
+            planned, rest = self._parts[part]
             while len(planned) <= position:
                 planned.append(next(rest))
             return planned[position]
@@ -109,25 +110,34 @@ class TrainOrder:
         height, width = self._sizes[index].tolist()
         return transforms.plan_train((height, width), rng, self._settings)
 
-    def _plan_epoch(self, epoch: int) -> Iterator[Rows]:
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._sizes))
-        waiting: dict[Size, list[tuple[int, Size]]] = {}
-        for index in order[: self.batches_per_epoch * self._batch_size].tolist():
+    def _plan_part(self, part: int) -> Iterator[Rows]:
+        waiting: dict[Size, list[tuple[int, int, Size]]] = {}
+        for index, epoch in self._images(part):
             size = self.plan(index, epoch).size
             shape = choose_shape(size, self._shapes)
             group = waiting.setdefault(shape, [])
-            group.append((index, size))
+            group.append((index, epoch, size))
             if len(group) == self._batch_size:
-                yield self._rows(waiting.pop(shape), epoch)
+                yield self._rows(waiting.pop(shape))
         # Sorted by shape, neighbours are alike, and few batches need a larger shape than their images.
         left = [image for shape in sorted(waiting) for image in waiting[shape]]
         for first in range(0, len(left), self._batch_size):
-            yield self._rows(left[first : first + self._batch_size], epoch)
+            yield self._rows(left[first : first + self._batch_size])
 
-    def _rows(self, images: Sequence[tuple[int, Size]], epoch: int) -> Rows:
-        indices, sizes = zip(*images, strict=True)
+    def _images(self, part: int) -> Iterator[tuple[int, int]]:
+        """Index and epoch of the images of `batches_per_epoch` batches."""
+        count = self.batches_per_epoch * self._batch_size
+        epoch, position = divmod(part * count, len(self._sizes))
+        while count > 0:
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._sizes))
+            indices = order[position : position + count].tolist()
+            yield from ((index, epoch) for index in indices)
+            epoch, position, count = epoch + 1, 0, count - len(indices)
+
+    def _rows(self, images: Sequence[tuple[int, int, Size]]) -> Rows:
+        indices, epochs, sizes = zip(*images, strict=True)
         height, width = np.max(sizes, axis=0).tolist()
-        return Rows(choose_shape((height, width), self._shapes), indices, epoch)
+        return Rows(choose_shape((height, width), self._shapes), indices, epochs)
 
 
 def plan_evaluation(
