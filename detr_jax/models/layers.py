@@ -60,14 +60,12 @@ def convolve_windows(
 ) -> Float[Array, "batch new_height new_width features"]:
     """Convolution of stride 1 with `padding` zeros before and behind each axis.
 
-    On a CPU, its kernel's gradient is a matrix product for every tap. XLA would make it a convolution with a
-    kernel as large as the map, which takes a CPU up to a hundred times longer where maps are many. Other
-    devices have libraries for just that.
+    Its gradients are formulated twice, for CPUs and for devices that have libraries for them.
     """
-    return _plain_convolution(x, kernel, padding)
+    return _plain_convolution(padding, x, kernel)
 
 
-def _plain_convolution(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
+def _plain_convolution(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -84,32 +82,39 @@ def _convolve_windows_forward(x: Array, kernel: Array, padding: tuple[int, int])
 def _convolve_windows_backward(
     padding: tuple[int, int], residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
-    x, kernel = residuals
+    def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+        _, vjp = jax.vjp(functools.partial(_plain_convolution, padding), x, kernel)
+        return vjp(gradient)
+
+    by_taps = functools.partial(_gradients_by_taps, padding)
+    return jax.lax.platform_dependent(*residuals, gradient, cpu=by_taps, default=by_xla)
+
+
+def _gradients_by_taps(
+    padding: tuple[int, int], x: Array, kernel: Array, gradient: Array
+) -> tuple[Array, Array]:
+    """Gradients of x and of the kernel, the latter by a matrix product for every tap.
+
+    XLA would make that a convolution with a kernel as large as the map, which takes a CPU up to a hundred
+    times longer where maps are many.
+    """
     rows, columns, channels, features = kernel.shape
+    height, width = gradient.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+    flat_gradient = gradient.reshape(-1, features)
 
-    def by_taps(x: Array, kernel: Array, gradient: Array) -> Array:
-        height, width = gradient.shape[1:3]
-        padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
-        flat_gradient = gradient.reshape(-1, features)
+    def tap(i: int, j: int) -> Float[Array, "channels features"]:
+        window = padded[:, i : i + height, j : j + width].reshape(-1, channels)
+        return jnp.matmul(window.T, flat_gradient, preferred_element_type=jnp.float32)
 
-        def tap(i: int, j: int) -> Float[Array, "channels features"]:
-            window = padded[:, i : i + height, j : j + width].reshape(-1, channels)
-            return jnp.matmul(window.T, flat_gradient, preferred_element_type=jnp.float32)
-
-        taps = jnp.stack([tap(i, j) for i in range(rows) for j in range(columns)])
-        return taps.reshape(kernel.shape).astype(kernel.dtype)
-
-    def by_convolution(x: Array, kernel: Array, gradient: Array) -> Array:
-        _, vjp = jax.vjp(lambda kernel: _plain_convolution(x, kernel, padding), kernel)
-        return vjp(gradient)[0]
-
-    kernel_gradient = jax.lax.platform_dependent(x, kernel, gradient, cpu=by_taps, default=by_convolution)
+    taps = jnp.stack([tap(i, j) for i in range(rows) for j in range(columns)])
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     # One pixel more on all sides, cut off again: XLA's convolution on CPUs takes up to eight times longer
     # where nothing is padded.
     around = rows - padding[0], columns - padding[1]
-    x_gradient = convolve_windows(gradient, turned, around)[:, 1 : 1 + x.shape[1], 1 : 1 + x.shape[2]]
-    return x_gradient, kernel_gradient
+    wide = _plain_convolution(around, gradient, turned)
+    x_gradient = wide[:, 1 : 1 + x.shape[1], 1 : 1 + x.shape[2]]
+    return x_gradient, taps.reshape(kernel.shape).astype(kernel.dtype)
 
 
 convolve_windows.defvjp(_convolve_windows_forward, _convolve_windows_backward)
