@@ -65,7 +65,7 @@ class TrainStep:
         self._update = parallel.parallel(self.update, donate_argnums=(0,))
         self._gradients = parallel.parallel(self.gradients)
         self._add = parallel.parallel(functools.partial(jax.tree.map, jnp.add), donate_argnums=(0,))
-        self._apply = parallel.parallel(self.apply, donate_argnums=(0, 1))
+        self._apply = parallel.parallel(self.apply, donate_argnums=(0,))
 
     def init(self, params: Params) -> TrainState:
         """The state before the first step, on every device."""

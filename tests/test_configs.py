@@ -28,15 +28,21 @@ def test_every_experiment_builds_its_model(name, variants, expected):
     assert (model.resnet_depth, model.dilation, config.stage) == expected
 
 
-@pytest.mark.parametrize("variants", ["", "resnet101,dc5,tfds"])
-@pytest.mark.parametrize("name", ["boxes", "panoptic", "joint"])
-def test_every_coco_experiment_makes_a_step(name, variants):
+@pytest.mark.parametrize(
+    ("name", "variants", "depth", "source"),
+    [
+        ("boxes", "tfds", 50, "tfds"),
+        ("panoptic", "resnet101,dc5,tfds", 101, "tfds"),
+        ("joint", "dc5", 50, "coco"),
+    ],
+)
+def test_every_coco_experiment_makes_a_step(name, variants, depth, source):
     config = importlib.import_module(f"configs.{name}").get_config(variants)
-    assert config.data.source == ("tfds" if variants else "coco")
+    assert config.data.source == source
     small = {"resnet_width": 8, "hidden_dim": 128, "feedforward_dim": 32, "num_queries": 12}
     config.model.update(small | {"num_encoder_layers": 1, "num_decoder_layers": 1})
     model = build_model(config.model)
-    assert (model.num_classes, model.resnet_depth) == (250, 101 if variants else 50)
+    assert (model.num_classes, model.resnet_depth, model.dilation) == (250, depth, "dc5" in variants)
     step = TrainStep(model, config, make_optimizer(config.optim, 10))
     params = jax.device_get(init_params(model, jax.random.key(0), config.model.masks))
     state, metrics = step(step.init(params), tiny_batch(2))

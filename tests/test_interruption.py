@@ -68,11 +68,6 @@ def whole(tmp_path_factory):
 
 def test_a_run_that_is_killed_and_told_to_stop_goes_on_bit_by_bit(whole, tmp_path):
     run = start(tmp_path)
-    wait_for_step(run, tmp_path, 2)
-    run.kill()  # before its first checkpoint
-    run.wait()
-
-    run = start(tmp_path)
     wait_for_step(run, tmp_path, 4)
     run.send_signal(signal.SIGTERM)
     output = finish(run)

@@ -55,12 +55,14 @@ def train_programs(dtype):
         layers = costs.shape[1]
         assignment = jax.ShapeDtypeStruct((1, layers, *labels.shape[1:]), np.int32)
         pairs = jax.ShapeDtypeStruct((1, 8, 3), np.int32)
-        matched = (shapes(batch), outputs, vjp, assignment, pairs)
-        yield on_each_device(step.update), (shapes(state), shapes(labels), *matched)
-        gradients = on_each_device(step.gradients)
-        yield gradients, (shapes(state), shapes(labels), *matched)
-        sums = jax.eval_shape(gradients, shapes(state), shapes(labels), *matched)
-        yield on_each_device(step.apply), (shapes(state), sums)
+        arguments = (shapes(state), shapes(labels), shapes(batch), outputs, vjp, assignment, pairs)
+        if config.stage == "joint":
+            yield on_each_device(step.update), arguments
+        else:  # in two programs, for a batch in parts
+            gradients = on_each_device(step.gradients)
+            yield gradients, arguments
+            sums = jax.eval_shape(gradients, *arguments)
+            yield on_each_device(step.apply), (shapes(state), sums)
 
 
 def inference_programs(dtype):

@@ -50,7 +50,10 @@ def check_split(root: Path, split: str, progress: bool = False) -> Iterator[str]
         return
     for problem in _check_lists(**lists):  # type: ignore[arg-type]
         yield f"{path}: {problem}"
-    whole = {key: [entry for entry in lists[key] or [] if not _lacking(key, entry)] for key in _FIELDS}
+    whole = {
+        key: [entry for entry in lists[key] or [] if not _lacking(fields, entry)]
+        for key, fields in _FIELDS.items()
+    }
     known = {category["id"] for category in whole["categories"]}
     images = {image["id"]: image for image in whole["images"]}
     pairs = [(images[a["image_id"]], a) for a in whole["annotations"] if a["image_id"] in images]
@@ -64,38 +67,42 @@ def check_split(root: Path, split: str, progress: bool = False) -> Iterator[str]
             yield from problems
 
 
-_FIELDS = {
-    "categories": ("id", "name"),
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("image_id", "file_name", "segments_info"),
+_FIELDS: dict[str, dict[str, type]] = {  # the first identifies an entry
+    "categories": {"id": int, "name": str},
+    "images": {"id": int, "file_name": str, "height": int, "width": int},
+    "annotations": {"image_id": int, "file_name": str, "segments_info": list},
 }
-_SEGMENT = ("id", "category_id", "area")
+_SEGMENT: dict[str, type] = {"id": int, "category_id": int, "area": int}
 
 
-def _lacking(key: str, entry: Any) -> list[str]:
-    """Fields that an entry should have."""
-    fields = _FIELDS[key]
-    return [name for name in fields if not isinstance(entry, dict) or name not in entry]
+def _lacking(fields: dict[str, type], entry: Any) -> list[str]:
+    """Fields that an entry should have, but has not, or of another type."""
+    entry = entry if isinstance(entry, dict) else {}
+    return [
+        f"{name} ({kind.__name__})" for name, kind in fields.items() if not isinstance(entry.get(name), kind)
+    ]
 
 
 def _check_lists(categories: list[Any], images: list[Any], annotations: list[Any]) -> Iterator[str]:
     """What the JSON alone tells."""
+    known: dict[str, dict[int, Entry]] = {}
     lists = {"categories": categories, "images": images, "annotations": annotations}
     for key, entries in lists.items():
-        identity = _FIELDS[key][0]
+        fields = _FIELDS[key]
+        identity, *_ = fields
         for number, entry in enumerate(entries):
-            lacking = _lacking(key, entry)
+            lacking = _lacking(fields, entry)
             if lacking:
                 yield f"{key}[{number}] has no {', '.join(lacking)}: {str(entry)[:80]}"
-        ids = Counter(entry[identity] for entry in entries if not _lacking(key, entry))
-        for value, count in ids.items():
+        whole = [entry for entry in entries if not _lacking(fields, entry)]
+        known[key] = {entry[identity]: entry for entry in whole}
+        for value, count in Counter(entry[identity] for entry in whole).items():
             if count > 1:
                 yield f"{count} {key} have the {identity} {value}"
-    for category in categories:
-        if not _lacking("categories", category) and category["id"] < 0:
+    for category in known["categories"].values():
+        if category["id"] < 0:
             yield f"category {category['name']} has the id {category['id']}: ids count from 0"
-    pictured = {entry["id"]: entry for entry in images if not _lacking("images", entry)}
-    annotated = {entry["image_id"]: entry for entry in annotations if not _lacking("annotations", entry)}
+    pictured, annotated = known["images"], known["annotations"]
     for missing in pictured.keys() - annotated.keys():
         yield f"image {missing} ({pictured[missing]['file_name']}) has no annotation"
     for missing in annotated.keys() - pictured.keys():
@@ -107,10 +114,10 @@ def _check_pair(root: Path, split: str, image: Entry, annotation: Entry, known: 
     where = f"image {image['id']}"
     segments = annotation["segments_info"]
     for segment in segments:
-        lacking = [name for name in _SEGMENT if name not in segment]
+        lacking = _lacking(_SEGMENT, segment)
         if lacking:
             yield f"{where}: a segment has no {', '.join(lacking)}: {str(segment)[:80]}"
-    segments = [segment for segment in segments if all(name in segment for name in _SEGMENT)]
+    segments = [segment for segment in segments if not _lacking(_SEGMENT, segment)]
     if len(segments) > MAX_SEGMENTS:
         yield f"{where}: {len(segments)} segments, at most {MAX_SEGMENTS} are supported"
     for segment in segments:
@@ -139,7 +146,9 @@ def _check_pixels(png: Image.Image, segments: list[Entry]) -> Iterator[str]:
     for identity, count in listed.items():
         if count > 1:
             yield f"segment {identity} is listed {count} times"
-        if identity not in found:
+        if identity == 0:
+            yield "segment 0 is listed, but 0 is what void pixels have"
+        elif identity not in found:
             yield f"segment {identity} is listed, but has no pixel"
     for segment in segments:
         area = found.get(segment["id"], segment["area"])

@@ -26,10 +26,12 @@ def test_every_problem_is_named_not_only_the_first(coco_folder, drawn):
     first[0]["category_id"] = 99
     first.append({"id": 5, "category_id": 1, "area": 9})
     first.append({"id": 6})
+    first.append({"id": 0, "category_id": 1, "area": 7})
     gone = content["annotations"][1]["segments_info"].pop()
     content["images"][1]["width"] = 63
     content["images"].append({"id": 7, "file_name": "seven.png", "height": 1, "width": 1})
     content["annotations"].append({"image_id": 8, "file_name": "eight.png", "segments_info": []})
+    content["annotations"].append(3)
     content["categories"] += [{"id": -1, "name": "minus"}, {"id": 1, "name": "again"}, {"id": 50}]
     path.write_text(json.dumps(content))
     (coco_folder / "val2017" / drawn[2].file_name).unlink()
@@ -38,12 +40,14 @@ def test_every_problem_is_named_not_only_the_first(coco_folder, drawn):
 
     found = list(check_folder(coco_folder))
     for expected in (
-        "panoptic_val2017.json: categories[15] has no name",
+        "panoptic_val2017.json: categories[15] has no name (str)",
+        "panoptic_val2017.json: annotations[6] has no image_id (int), file_name (str), segments_info",
         "panoptic_val2017.json: 2 categories have the id 1",
         "panoptic_val2017.json: category minus has the id -1: ids count from 0",
         "panoptic_val2017.json: image 7 (seven.png) has no annotation",
         "panoptic_val2017.json: the annotation eight.png is of image 8, which is not listed",
-        "image 100: a segment has no category_id, area: {'id': 6}",
+        "image 100: a segment has no category_id (int), area (int): {'id': 6}",
+        "100.png (image 100): segment 0 is listed, but 0 is what void pixels have",
         f"image 100: segment {first[0]['id']} is of category 99, not listed",
         f"100.png (image 100): segment {first[0]['id']} has {first[0]['area'] - 1} pixels, listed with "
         f"{first[0]['area']}",
@@ -55,7 +59,7 @@ def test_every_problem_is_named_not_only_the_first(coco_folder, drawn):
         f"{drawn[4].file_name} (image 96): is 3 x 2, annotated as 64 x 64",
     ):
         assert sum(expected in problem for problem in found) == 1, (expected, found)
-    assert len(found) == 15  # 99.png contradicts the width of 63, too
+    assert len(found) == 17  # 99.png contradicts the width of 63, too
 
 
 def test_what_is_no_annotation_file(coco_folder, tmp_path):
