@@ -38,11 +38,13 @@ def test_every_experiment_builds_its_model(name, variants, expected):
 )
 def test_every_coco_experiment_makes_a_step(name, variants, depth, source):
     config = importlib.import_module(f"configs.{name}").get_config(variants)
-    assert config.data.source == source
+    assert (config.data.source, config.model.resnet_depth) == (source, depth)
     small = {"resnet_width": 8, "hidden_dim": 128, "feedforward_dim": 32, "num_queries": 12}
     config.model.update(small | {"num_encoder_layers": 1, "num_decoder_layers": 1})
+    if depth == 50:
+        config.model.resnet_depth = 18  # compiles in half the time
     model = build_model(config.model)
-    assert (model.num_classes, model.resnet_depth, model.dilation) == (250, depth, "dc5" in variants)
+    assert (model.num_classes, model.dilation) == (250, "dc5" in variants)
     step = TrainStep(model, config, make_optimizer(config.optim, 10))
     params = jax.device_get(init_params(model, jax.random.key(0), config.model.masks))
     state, metrics = step(step.init(params), tiny_batch(2))

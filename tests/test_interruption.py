@@ -22,7 +22,8 @@ sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.paren
 from test_train import small_run
 from detr_jax.train import train
 config = small_run()
-config.steps, config.checkpoint.every_steps, config.model.dropout = {STEPS}, 3, 0.1
+config.steps, config.checkpoint.every_steps, config.model.dropout = {STEPS}, int(sys.argv[2]), 0.1
+config.checkpoint.keep = {STEPS}
 config.model.resnet_depth, config.model.num_encoder_layers, config.model.num_decoder_layers = 18, 1, 1
 config.data.train_scales, config.data.crop_probability = (48, 64), 0.5
 config.data.crop_scales, config.data.crop_range = (64,), (40, 60)
@@ -31,8 +32,8 @@ train(config, sys.argv[1])
 """
 
 
-def start(workdir):
-    command = [sys.executable, "-c", PROGRAM, str(workdir)]
+def start(workdir, save_every=3):
+    command = [sys.executable, "-c", PROGRAM, str(workdir), str(save_every)]
     return subprocess.Popen(
         command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -60,31 +61,30 @@ def wait_for_step(run, workdir, step):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The workdir of a run that nothing interrupted."""
+    """The workdir of a run that nothing interrupted, with a checkpoint of every step."""
     workdir = tmp_path_factory.mktemp("whole")
-    finish(start(workdir))
+    finish(start(workdir, save_every=1))
     return workdir
 
 
 def test_a_run_that_is_killed_and_told_to_stop_goes_on_bit_by_bit(whole, tmp_path):
     run = start(tmp_path)
-    wait_for_step(run, tmp_path, 4)
-    run.send_signal(signal.SIGTERM)
-    output = finish(run)
-    stopped = latest_step(tmp_path)
-    assert f"told to stop: step {stopped} is saved" in output and 4 <= stopped < STEPS
-    assert [step for step, _ in losses(tmp_path)] == list(range(1, stopped + 1))
-
-    run = start(tmp_path)
-    wait_for_step(run, tmp_path, 8)
+    wait_for_step(run, tmp_path, 5)
     run.kill()
     run.wait()
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9, "lo')  # what the end of a killed process may look like
-    assert "resuming at step" in finish(start(tmp_path))
-    assert losses(tmp_path) == losses(whole)
-    assert [step for step, _ in losses(tmp_path)] == list(range(1, STEPS + 1))
-    ours, theirs = load_params(tmp_path), load_params(whole)
+        file.write('{"step": 6, "lo')  # what the end of a killed process may look like
+
+    run = start(tmp_path)
+    wait_for_step(run, tmp_path, 7)
+    run.send_signal(signal.SIGTERM)
+    output = finish(run)
+    stopped = latest_step(tmp_path)
+    assert f"told to stop: step {stopped} is saved" in output and "resuming at step" in output
+    assert 7 <= stopped < STEPS
+    assert [step for step, _ in losses(tmp_path)] == list(range(1, stopped + 1))
+    assert losses(tmp_path) == losses(whole)[:stopped]
+    ours, theirs = load_params(tmp_path), load_params(whole, stopped)
     assert all(map(np.array_equal, jax.tree.leaves(ours), jax.tree.leaves(theirs)))
 
 

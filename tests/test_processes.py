@@ -20,8 +20,8 @@ from detr_jax import parallel
 from detr_jax.train import train
 config = get_config("joint")
 config.init_from = "shapes-panoptic"  # so that there is a panoptic quality to compare
-config.batch_size = config.eval.batch_size = 8
-config.data.train_count, config.data.eval_count = 24, 13  # three batches an epoch, one and a half to evaluate
+config.batch_size = config.eval.batch_size = 4
+config.data.train_count, config.data.eval_count = 12, 9  # three batches; two and a quarter
 config.steps, config.log_every_steps, config.eval.every_epochs, config.eval.pictures = 5, 1, 10.0, 0
 config.pair_lengths = (8,)
 config.distributed.coordinator = sys.argv[2]
