@@ -17,7 +17,6 @@ def get_config(variants: str = "") -> ConfigDict:
     config.steps = 1_400
     config.pair_lengths = (4, 8, 12)
 
-    config.model.num_classes = 14
     config.model.num_queries = 20
     config.model.resnet_depth = 18
     config.model.resnet_width = 16

@@ -134,7 +134,6 @@ def check_categories(source: str, num_classes: int, categories: Sequence[Categor
     Raises:
       ValueError: they are not.
     """
-    check_classes(categories, num_classes)
     unknown = _unknown_categories(source, num_classes, categories)
     if unknown:
         raise ValueError(f"{source} has no classes for the data set's categories {_listing(unknown)}")
