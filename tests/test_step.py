@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from detr_jax import parallel, weights
 from detr_jax.config import default_config
+from detr_jax.losses import Targets
 from detr_jax.models.detr import Detr, build_model, init_params
 from detr_jax.optim import make_optimizer
 from detr_jax.step import TrainStep, match
@@ -127,7 +128,7 @@ def check_reference(reference, batch, box_head_tolerance=0.01):
     params = weights.from_state_dict(state_dict, model)
     state = step.init(params)
 
-    on_device = parallel.shard({name: batch[name] for name in ("image", "size", "labels", "boxes")})
+    on_device = parallel.shard({name: batch[name] for name in ("image", *Targets._fields)})
     _, costs, _ = step._forward(state, on_device, parallel.replicate(np.int32(0)))
     assignment = match(np.asarray(costs), batch["labels"][None])[0]
     for layer, images in enumerate(json.loads(str(reference["matches"]))):
