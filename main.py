@@ -20,22 +20,22 @@ def main(_: list[str]) -> None:
     """Does what the flags say."""
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
     # Imported late, so that wrong flags are answered at once.
-    from detr_jax import errors, parallel
-    from detr_jax.compilation import keep_compiled
+    from detr_jax.runtime import parallel
+    from detr_jax.runtime.startup import enable_compilation_cache, exit_with_message
 
-    keep_compiled()
-    with errors.explained():
+    enable_compilation_cache()
+    with exit_with_message():
         parallel.connect(FLAGS.config.distributed)
         if FLAGS.mode == "train":
-            from detr_jax.train import train
+            from detr_jax.training.loop import train
 
             train(FLAGS.config, FLAGS.workdir)
         elif FLAGS.mode == "eval":
-            from detr_jax.train import evaluate
+            from detr_jax.evaluation.evaluate import evaluate
 
             evaluate(FLAGS.config, FLAGS.workdir)
         else:
-            from detr_jax.predict import predict
+            from detr_jax.inference.predict import predict
 
             predict(FLAGS.config, FLAGS.workdir, FLAGS.images)
 

@@ -15,14 +15,15 @@ import measure
 import numpy as np
 import peer
 
-from detr_jax import Predictor, parallel
-from detr_jax.checkpoint import load_params
+from detr_jax import Predictor
 from detr_jax.config import parse_config
 from detr_jax.data.pipeline import eval_data, load_source
 from detr_jax.evaluation.evaluate import evaluate_panoptic
-from detr_jax.inference import Inference
+from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, build_model
+from detr_jax.runtime import parallel
+from detr_jax.weights.runs import load_params
 
 DTYPES = ("float32", "bfloat16")
 
@@ -73,7 +74,7 @@ def trained(workdir: str, images: int = 64) -> dict[str, dict[str, float]]:
         @jax.jit
         def run(params: Any, image: Any, size: Any, model: Detr = model) -> Any:
             outputs = detr.detect(model, params, image, size)
-            masks = detr.segment(model, params, outputs.features, size, pairs)
+            masks = detr.predict_masks(model, params, outputs.features, size, pairs)
             return outputs.logits[-1], outputs.boxes[-1], masks
 
         results.append(jax.device_get(run(params, batch["image"], batch["size"])))
@@ -88,7 +89,7 @@ def quality(workdir: str) -> dict[str, dict[str, float]]:
     table = {}
     for dtype in DTYPES:
         config.model.dtype = dtype
-        inference = Inference(
+        inference = Segmenter(
             build_model(config.model),
             params,
             source.categories,

@@ -12,10 +12,10 @@ import measure
 import numpy as np
 from scipy import ndimage
 
-from detr_jax.data.segments import MAX_SEGMENTS
+from detr_jax.data.panoptic import PanopticSegmentation, from_example
+from detr_jax.data.segment_maps import MAX_SEGMENTS
 from detr_jax.data.shapes import Shapes
-from detr_jax.evaluation.pq import PanopticQuality
-from detr_jax.panoptic import PanopticSegmentation, from_example
+from detr_jax.evaluation.panoptic_quality import PanopticQuality
 
 TRAINING_PICTURES = 500
 LEAST_PIXELS = 16  # of a segment, as in the data

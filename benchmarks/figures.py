@@ -20,14 +20,14 @@ from PIL import Image, ImageDraw, ImageFont
 from stages import TABLES
 
 from detr_jax import Predictor
-from detr_jax.checkpoint import load_params
 from detr_jax.config import parse_config
+from detr_jax.data.example import Example
+from detr_jax.data.panoptic import PanopticSegmentation, from_example
 from detr_jax.data.shapes import Shapes, shapes_categories
-from detr_jax.data.source import Example
-from detr_jax.evaluation.pq import PanopticQuality
+from detr_jax.evaluation.panoptic_quality import PanopticQuality
 from detr_jax.models.detr import build_model
-from detr_jax.panoptic import PanopticSegmentation, from_example
 from detr_jax.visualize import overlay, side_by_side
+from detr_jax.weights.runs import load_params
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parent / "docs" / "images"

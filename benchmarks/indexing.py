@@ -48,8 +48,8 @@ def write_folder(root: Path, images: int) -> None:
 def index(root: Path) -> dict[str, float]:
     """Seconds and memory of opening the folder, and of planning the first batch."""
     from detr_jax.config import default_config
+    from detr_jax.data.batch_plan import TrainOrder
     from detr_jax.data.coco import CocoPanoptic
-    from detr_jax.data.order import TrainOrder
     from detr_jax.data.transforms import TrainTransform
 
     before = measure.peak_gb()

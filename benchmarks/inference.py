@@ -11,7 +11,7 @@ import peer
 
 from detr_jax import Predictor
 from detr_jax.config import default_config
-from detr_jax.fusion import surviving_queries
+from detr_jax.inference.fusion import surviving_queries
 from detr_jax.models.detr import Detr
 
 CASES = {"16 queries survive": 16, "100 queries survive": 100}

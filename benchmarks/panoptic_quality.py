@@ -12,9 +12,9 @@ import measure
 import numpy as np
 from scipy import ndimage
 
-from detr_jax.data.source import Category
-from detr_jax.evaluation.pq import PanopticQuality
-from detr_jax.panoptic import PanopticSegmentation
+from detr_jax.data.example import Category
+from detr_jax.data.panoptic import PanopticSegmentation
+from detr_jax.evaluation.panoptic_quality import PanopticQuality
 
 IMAGES, SEGMENTS, SHAPE = 40, 15, (480, 640)
 CATEGORIES = tuple(Category(index, f"class {index}", index <= 8, (0, 0, 0)) for index in range(1, 11))

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from detr_jax import weight_files, weights
-from detr_jax.data.source import Category
+from detr_jax.data.example import Category
 from detr_jax.data.transforms import EvalTransform, plan_eval, resize_image
 from detr_jax.models.detr import MEAN, STD, Detr
+from detr_jax.weights import layouts, tensor_files
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import make  # noqa: E402
@@ -29,7 +29,7 @@ def make_params(model: Detr) -> dict[str, Any]:
     state = dict(make.state_dict(50))
     bias = state["detr.class_embed.bias"].copy()
     bias[-1] = -1e4
-    return weights.from_state_dict({**state, "detr.class_embed.bias": bias}, model, "made-up weights")
+    return layouts.from_state_dict({**state, "detr.class_embed.bias": bias}, model, "made-up weights")
 
 
 def make_image() -> UInt8[np.ndarray, "480 640 3"]:
@@ -75,8 +75,8 @@ def transformers_model(panoptic: bool = True, auxiliary_loss: bool = False) -> A
         architectures=[kind.__name__],
     )
     with tempfile.TemporaryDirectory() as folder:
-        weight_files.write_state_dict(
-            weights.to_state_dict(params, "transformers"), Path(folder, "model.safetensors")
+        tensor_files.write_state_dict(
+            layouts.to_state_dict(params, "transformers"), Path(folder, "model.safetensors")
         )
         Path(folder, "config.json").write_text(json.dumps(config.to_dict(), default=str))
         loaded, info = kind.from_pretrained(folder, output_loading_info=True)

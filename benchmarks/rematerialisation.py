@@ -12,8 +12,8 @@ from train_step import make_batch
 
 from detr_jax.config import default_config
 from detr_jax.models.detr import build_model
-from detr_jax.optim import make_optimizer
-from detr_jax.step import TrainStep
+from detr_jax.training.optim import make_optimizer
+from detr_jax.training.step import TrainStep
 
 CASES = {"joint, 12 targets": 12, "joint, 60 targets": 60}
 

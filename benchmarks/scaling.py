@@ -18,11 +18,10 @@ import measure
 import numpy as np
 from ml_collections import ConfigDict
 
-from detr_jax import parallel
 from detr_jax.models.detr import build_model, param_shapes
-from detr_jax.optim import make_optimizer, split_params
-from detr_jax.state import TrainState
-from detr_jax.step import TrainStep
+from detr_jax.runtime import parallel
+from detr_jax.training.optim import make_optimizer, split_params
+from detr_jax.training.step import TrainState, TrainStep
 
 MODELS = {
     "ResNet-50": "",
@@ -34,7 +33,7 @@ STAGES = ("boxes", "panoptic", "joint")
 
 
 def of_one_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What `parallel.parallel` compiles, for one device, without a leading axis."""
+    """What `parallel.per_device` compiles, for one device, without a leading axis."""
 
     def call(*arguments: Any) -> Any:
         batched = jax.tree.map(lambda x: x[None], arguments)

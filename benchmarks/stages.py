@@ -26,12 +26,12 @@ import measure
 import numpy as np
 from ml_collections import ConfigDict
 
-from detr_jax.compilation import keep_compiled
 from detr_jax.data.pipeline import load_source, train_data
-from detr_jax.initialize import starting_model
-from detr_jax.optim import make_optimizer
-from detr_jax.step import TrainStep
-from detr_jax.train import train
+from detr_jax.runtime.startup import enable_compilation_cache
+from detr_jax.training.loop import train
+from detr_jax.training.optim import make_optimizer
+from detr_jax.training.step import TrainStep
+from detr_jax.weights.initialize import starting_model
 
 EVALUATIONS = 4  # along a run
 TIMED_STEPS = 20
@@ -183,7 +183,7 @@ def main() -> None:
     def workdir(row: str, seed: int) -> Path:
         return arguments.folder / f"{row.replace(',', '').replace(' ', '_')}_{seed}"
 
-    keep_compiled()
+    enable_compilation_cache()
     if arguments.time:
         print(step_seconds(make_config(arguments.time, 0)))
         return

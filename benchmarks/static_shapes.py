@@ -15,7 +15,7 @@ import measure
 import numpy as np
 
 from detr_jax.config import default_config
-from detr_jax.data.order import TrainOrder, plan_evaluation
+from detr_jax.data.batch_plan import TrainOrder, plan_evaluation
 from detr_jax.data.transforms import EvalTransform, TrainTransform, plan_eval
 
 # (height, width) and how many of a hundred images have it: an estimate, not a count.

@@ -11,10 +11,10 @@ import numpy as np
 import peer
 
 from detr_jax.config import default_config
-from detr_jax.data.segments import find_boxes
+from detr_jax.data.segment_maps import find_boxes
 from detr_jax.models.detr import build_model
-from detr_jax.optim import make_optimizer
-from detr_jax.step import TrainStep
+from detr_jax.training.optim import make_optimizer
+from detr_jax.training.step import TrainStep
 
 CASES = {"mask head, detector frozen": "masks", "boxes and classes": "boxes"}
 TARGETS = 12

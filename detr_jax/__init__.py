@@ -1,6 +1,6 @@
 """DETR with a panoptic mask head in JAX and Flax."""
 
-from detr_jax.panoptic import PanopticSegmentation
-from detr_jax.predict import Predictor
+from detr_jax.data.panoptic import PanopticSegmentation
+from detr_jax.inference.predictor import Predictor
 
 __all__ = ["PanopticSegmentation", "Predictor"]

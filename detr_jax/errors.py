@@ -1,23 +1,22 @@
-"""Errors a person can act on are shown as one message; all others keep their traceback."""
+"""Errors that a user can act on.
 
-import contextlib
-import sys
-import traceback
-from collections.abc import Iterator
-
-EXPLAINED = (ValueError, FileNotFoundError, ImportError, FloatingPointError)
+Raised on purpose, with a message that says what was wrong, where, and what to do. The command line prints them
+as one line (`runtime.startup.exit_with_message`); every other exception is a fault of the program and keeps its
+traceback. Each class is also the built-in exception that fits, so that callers from Python can catch that.
+"""
 
 
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Ends the program with the bare message of an error that this package raised on purpose.
+class UserError(ValueError):
+    """Something the user gave cannot be used: a setting, an image, an annotation, a checkpoint."""
 
-    An error that comes out of a library is a bug of ours, and its traceback is needed.
-    """
-    try:
-        yield
-    except EXPLAINED as error:
-        frames = list(traceback.walk_tb(error.__traceback__))
-        if not frames[-1][0].f_globals.get("__name__", "").startswith("detr_jax"):
-            raise
-        sys.exit(f"error: {error}")
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder the user named does not exist."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """An optional package that the request needs is not installed."""
+
+
+class DivergedError(UserError, FloatingPointError):
+    """Training produced a loss or a matching cost that is not finite."""

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from detr_jax.data.source import Category
-from detr_jax.panoptic import PanopticSegmentation
+from detr_jax.data.example import Category
+from detr_jax.data.panoptic import PanopticSegmentation
 
 SMALLEST_LABELLED_PART = 0.002
 PALETTE = [matplotlib.colormaps["tab10"](index) for index in range(10)]

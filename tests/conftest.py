@@ -24,7 +24,7 @@ import pytest  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))  # configs/, which are not part of the package
 
-from make import TINY  # noqa: E402
+from tiny import TINY  # noqa: E402
 
 from detr_jax.models.detr import Detr, init_params  # noqa: E402
 

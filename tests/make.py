@@ -1,4 +1,4 @@
-"""Deterministic weights, images and targets: what the reference outputs in `tests/data/` were made from.
+"""Deterministic weights, images and targets: what the reference outputs in `tests/reference/` were made from.
 
 Every tensor is a function of its published name and shape, so that 165 MB of weights need not be shipped.
 """
@@ -9,27 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-DATA = Path(__file__).parent / "data"
-# A model that compiles in seconds, for tests that need no published weights.
-TINY = {
-    "num_classes": 14,
-    "num_queries": 12,
-    "resnet_depth": 18,
-    "resnet_width": 8,
-    "norm": "group",
-    "hidden_dim": 128,
-    "num_encoder_layers": 1,
-    "num_decoder_layers": 2,
-    "feedforward_dim": 32,
-    "dropout": 0.0,
-}
-
+REFERENCE = Path(__file__).parent / "reference"
 CATEGORY_IDS = (1, 2, 3, 17, 18, 44, 62, 90, 92, 118, 149, 184, 193, 199, 200)
 
 
 def published_shapes(file_name: str) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a published checkpoint, from a list in `tests/data/`."""
-    rows = (line.split("\t") for line in (DATA / file_name).read_text().splitlines())
+    """Tensor names and shapes of a published checkpoint, from a list in `tests/reference/`."""
+    rows = (line.split("\t") for line in (REFERENCE / file_name).read_text().splitlines())
     return {name: tuple(map(int, filter(None, dims.split(",")))) for name, dims in rows}
 
 
@@ -37,7 +23,7 @@ def published_shapes(file_name: str) -> dict[str, tuple[int, ...]]:
 def state_dict(depth: int = 50) -> dict[str, np.ndarray]:
     """All weights of a panoptic ResNet-50 or ResNet-101 model in the original layout."""
     shapes = published_shapes(f"detr_r{depth}_panoptic.tsv")
-    calibration = np.load(DATA / f"calibration_r{depth}.npz")
+    calibration = np.load(REFERENCE / f"calibration_r{depth}.npz")
     return {name: tensor(name, shape) for name, shape in shapes.items()} | dict(calibration)
 
 

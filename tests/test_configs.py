@@ -3,12 +3,12 @@ import importlib
 import jax
 import numpy as np
 import pytest
-from test_step import tiny_batch
+from tiny import tiny_batch
 
 from detr_jax.config import apply_variants, default_config
 from detr_jax.models.detr import build_model, init_params
-from detr_jax.optim import make_optimizer
-from detr_jax.step import TrainStep
+from detr_jax.training.optim import make_optimizer
+from detr_jax.training.step import TrainStep
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from make import TINY
 from PIL import Image
+from tiny import TINY
 
-from detr_jax import weight_files, weights
 from detr_jax.models.detr import Detr, init_params
+from detr_jax.weights import layouts, tensor_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory):
     """A tiny panoptic model for COCO, in the original layout."""
     model = Detr(**{**TINY, "norm": "frozen_batch", "num_classes": 250})
     file = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    weight_files.write_state_dict(weights.to_state_dict(init_params(model, jax.random.key(0))), file)
+    tensor_files.write_state_dict(layouts.to_state_dict(init_params(model, jax.random.key(0))), file)
     settings = {**TINY, "norm": "frozen_batch", "num_classes": 250}
     return [
         f"--config.init_from={file}",

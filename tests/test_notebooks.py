@@ -7,10 +7,11 @@ import make
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import TINY
 
-from detr_jax import weight_files, weights
+from detr_jax.data.panoptic import ids_from_rgb
 from detr_jax.models.detr import Detr, param_shapes
-from detr_jax.panoptic import ids_from_rgb
+from detr_jax.weights import layouts, tensor_files
 
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (the colab extra)")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed (the colab extra)")
@@ -34,7 +35,7 @@ def inputs(tmp_path):
 
 def write_confident_model(file: Path) -> None:
     """A small random model in the published layout, whose queries are sure to see a person or the sky."""
-    model = Detr(**make.TINY | {"norm": "frozen_batch", "num_classes": 250, "num_queries": 8})
+    model = Detr(**TINY | {"norm": "frozen_batch", "num_classes": 250, "num_queries": 8})
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -47,7 +48,7 @@ def write_confident_model(file: Path) -> None:
     head = params["class_head"]
     head["kernel"] *= 50
     head["bias"] = np.where(np.isin(np.arange(251), [PERSON, SKY]), 0, -1000).astype(np.float32)
-    weight_files.write_state_dict(weights.to_state_dict(params), file)
+    tensor_files.write_state_dict(layouts.to_state_dict(params), file)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from detr_jax import visualize
-from detr_jax.data.source import Category
-from detr_jax.panoptic import PanopticSegmentation
+from detr_jax.data.example import Category
+from detr_jax.data.panoptic import PanopticSegmentation
 
 CATEGORIES = (Category(1, "cat", True, (200, 30, 60)), Category(5, "sky-other-merged", False, (70, 130, 180)))
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from detr_jax.data.source import Category
+from detr_jax.data.example import Category
 
 # Id, name and display colour of the 80 things and of the 53 stuff classes, as in panoptic_val2017.json.
 _THINGS = """

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, Shaped
 from PIL import Image
 
-from detr_jax.data import categories, segments
-from detr_jax.data.source import Category, Example
+from detr_jax.data import categories, segment_maps
+from detr_jax.data.example import Category, Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +133,8 @@ def make_example(
     if png.size != image.size:
         sizes = f"{png.width} x {png.height}, but its image {image.width} x {image.height}"
         raise ValueError(f"it is {sizes}; both must have one size")
-    segment_map = segments.number_segments(segments.read_ids(png), ids)
-    boxes, present = segments.find_boxes(segment_map, len(ids))
+    segment_map = segment_maps.number_segments(segment_maps.read_ids(png), ids)
+    boxes, present = segment_maps.find_boxes(segment_map, len(ids))
     example = Example(
         image=np.asarray(image.convert("RGB")),
         segment_map=segment_map,
@@ -146,7 +146,7 @@ def make_example(
         orig_size=(image.height, image.width),
         file_name=file_name,
     )
-    return segments.keep_segments(example, present)
+    return segment_maps.keep_segments(example, present)
 
 
 def read_annotations(path: Path) -> tuple[tuple[Category, ...], Annotations]:
@@ -251,7 +251,7 @@ def _open(path: Path) -> Image.Image:
 
 def main() -> None:
     """Checks the folder named on the command line; the exit status is 1 if it has problems."""
-    from detr_jax.data.check import check_folder
+    from detr_jax.data.coco_check import check_folder
 
     parser = argparse.ArgumentParser(prog="python -m detr_jax.data.coco", description=__doc__)
     command = parser.add_subparsers(required=True).add_parser("check", help="name every problem of a folder")

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 from grain import DatasetIterator
 
+from detr_jax.data.batches import eval_batches, train_batches
 from detr_jax.data.coco import CocoPanoptic
-from detr_jax.data.loader import eval_batches, train_batches
+from detr_jax.data.example import Example, Source
 from detr_jax.data.shapes import Shapes
-from detr_jax.data.source import Example, Source
 from detr_jax.data.transforms import EvalTransform, TrainTransform
 
 

@@ -18,10 +18,10 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from PIL import Image
 
 from detr_jax.data.categories import to_json
+from detr_jax.data.example import Category, Example
+from detr_jax.data.panoptic import from_example
 from detr_jax.data.patterns import PATTERNS, Plane
-from detr_jax.data.segments import find_boxes
-from detr_jax.data.source import Category, Example
-from detr_jax.panoptic import from_example
+from detr_jax.data.segment_maps import find_boxes
 
 SPLITS = ("train", "validation", "test")
 MIN_IMAGE_SIZE = 64  # below, the smallest shapes are a few pixels

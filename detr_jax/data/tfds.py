@@ -21,7 +21,7 @@ from PIL import Image
 
 from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.coco import make_example
-from detr_jax.data.source import Example
+from detr_jax.data.example import Example
 
 NAME = "coco/2017_panoptic"
 _READERS = 16

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 from PIL import Image
 
-from detr_jax.data.segments import keep_segments
-from detr_jax.data.source import Example
+from detr_jax.data.example import Example
+from detr_jax.data.segment_maps import keep_segments
 
 Size = tuple[int, int]  # height, width
 

@@ -1,20 +1,34 @@
 """The evaluation loop: batches go in, predictions stream into the metrics, nothing is kept."""
 
-from collections.abc import Callable, Iterable
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
-from detr_jax import parallel
-from detr_jax.data.source import Category, Example
-from detr_jax.evaluation.detection import CocoDetection, detections
-from detr_jax.evaluation.pq import OfficialPanopticQuality, PanopticQuality
-from detr_jax.fusion import DeviceSegmentation
-from detr_jax.inference import Inference
-from detr_jax.panoptic import from_example, segments_info
+from detr_jax import visualize
+from detr_jax.data.example import Category, Example, Source
+from detr_jax.data.panoptic import PanopticSegmentation, from_example, segments_info
+from detr_jax.data.pipeline import eval_data, load_source
+from detr_jax.evaluation.average_precision import CocoDetection
+from detr_jax.evaluation.panoptic_quality import OfficialPanopticQuality, PanopticQuality
+from detr_jax.inference.detections import detections
+from detr_jax.inference.fusion import DeviceSegmentation
+from detr_jax.inference.segmenter import Segmenter
+from detr_jax.runtime import parallel
+from detr_jax.runtime.files import write_text
+from detr_jax.runtime.reporting import Reporter
+from detr_jax.weights.class_agreement import check_categories
+from detr_jax.weights.initialize import trained_model
+from detr_jax.weights.runs import latest_step
 
 EvalBatches = Iterable[tuple[dict[str, Any], list[Example]]]
+
+
 OnImage = Callable[[Example, DeviceSegmentation], None]
 
 
@@ -38,7 +52,7 @@ def make_quality(
 
 
 def evaluate_panoptic(
-    inference: Inference,
+    inference: Segmenter,
     batches: EvalBatches,
     backend: str = "stream",
     on_image: OnImage | None = None,
@@ -80,7 +94,7 @@ def _add_overlaps(quality: PanopticQuality, pairs: list[tuple[Example, DeviceSeg
         quality.add(table, truth, prediction.segments_info, example.image_id)
 
 
-def evaluate_detection(inference: Inference, batches: EvalBatches) -> dict[str, float]:
+def evaluate_detection(inference: Segmenter, batches: EvalBatches) -> dict[str, float]:
     """Box AP of a model on a data set, by pycocotools.
 
     Args:
@@ -96,3 +110,86 @@ def evaluate_detection(inference: Inference, batches: EvalBatches) -> dict[str, 
     for part in parallel.gather(metric):
         total.merge(part)
     return total.result()
+
+
+def evaluate(config: Any, workdir: str | Path) -> dict[str, Any]:
+    """Evaluates the workdir's newest checkpoint, or else `config.init_from`, and prints the table.
+
+    Args:
+      config: see `default_config`.
+      workdir: gets pictures/ and evaluation.json.
+    """
+    source = load_source(config.data, "eval")
+    model, params, used = trained_model(config, workdir)
+    check_categories(used, model.num_classes, source.categories)
+    if config.model.masks and "mask_head" not in params:
+        raise ValueError(
+            f"{used} has no mask head, so it has no panoptic quality: "
+            "set --config.model.masks=False for its box AP"
+        )
+    step = latest_step(workdir) or 0
+    reporter = Reporter(workdir, step, config.eval.batch_size)
+    reporter.say(f"evaluating {used}")
+    result = _evaluate(config, workdir, model, parallel.replicate(params), source, reporter, step, True)
+    reporter.close()
+    return result
+
+
+def _evaluate(
+    config: Any,
+    workdir: str | Path,
+    model: Any,
+    params: Any,
+    source: Source,
+    reporter: Reporter,
+    step: int,
+    last: bool,
+) -> dict[str, Any]:
+    """Evaluates, reports, draws; the whole table and pictures come at the end of a run."""
+    settings = config.eval
+    inference = Segmenter(
+        model,
+        params,
+        source.categories,
+        threshold=settings.threshold,
+        merge_stuff=settings.merge_stuff,
+        duplicate_iou=settings.duplicate_iou,
+        pair_lengths=config.pair_lengths,
+    )
+    batches = eval_data(source, config)
+    if not config.model.masks or config.stage == "boxes":
+        result: dict[str, Any] = dict(evaluate_detection(inference, batches))
+        reporter.write(step, {f"val_{name}": value for name, value in result.items()})
+        reporter.say("  ".join(f"{name} {100 * value:.1f}" for name, value in result.items()))
+    else:
+        pictures = itertools.count() if last else itertools.count(settings.pictures)
+
+        def draw(example: Example, prediction: DeviceSegmentation) -> None:
+            if reporter.active and next(pictures) < settings.pictures:
+                truth = from_example(example, source.categories)
+                _draw(Path(workdir) / "pictures", example, truth, prediction.fetch())
+
+        result, table = evaluate_panoptic(inference, batches, settings.backend, draw)
+        scores = {f"val_{key}_{group.lower()}": result[group][key] for group, key in _scores()}
+        reporter.write(step, scores)
+        reporter.say(table if last else _line(result))
+    reporter.draw_curves()
+    if reporter.active and last:
+        write_text(Path(workdir) / "evaluation.json", json.dumps(result, indent=2))
+    return result
+
+
+def _scores() -> Iterator[tuple[str, str]]:
+    return itertools.product(("All", "Things", "Stuff"), ("pq", "sq", "rq"))
+
+
+def _line(result: dict[str, Any]) -> str:
+    return "  ".join(f"PQ {group} {100 * result[group]['pq']:.1f}" for group in ("All", "Things", "Stuff"))
+
+
+def _draw(
+    folder: Path, example: Example, truth: PanopticSegmentation, prediction: PanopticSegmentation
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = visualize.side_by_side(example.image, truth, prediction)
+    Image.fromarray(picture).save(folder / f"{Path(example.file_name).stem}.png")

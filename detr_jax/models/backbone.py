@@ -9,10 +9,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from detr_jax.models import initializers
-from detr_jax.models.elementwise import relu, relu_inside, zero_outside
-from detr_jax.models.layers import GroupNorm, convolve, valid_mask
+from detr_jax.models.layers import GroupNorm
+from detr_jax.ops.convolution import convolve, convolve_stem, max_pool
+from detr_jax.ops.elementwise import relu, relu_inside
+from detr_jax.ops.padding import valid_mask, zero_outside
 
 Norm = Literal["frozen_batch", "group"]
+
 
 # By depth: blocks per stage, and whether a block is a bottleneck.
 RESNETS = {
@@ -86,65 +89,6 @@ class ConvNorm(nn.Module):
         if self.kernel_size == 7:
             return convolve_stem(x, kernel)
         return convolve(x, kernel, self.stride, self.dilation)
-
-
-def convolve_stem(
-    x: Float[Array, "batch height width channels"], kernel: Float[Array, "7 7 channels features"]
-) -> Float[Array, "batch half_height half_width features"]:
-    """Convolution of stride 2, as one of stride 1 over squares of 2x2 pixels with four times the channels.
-
-    Three channels are too few to be fast: this way, a batch of small images takes a CPU a tenth of the time.
-    """
-    batch, height, width, channels = x.shape
-    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-    half_height, half_width = x.shape[1] // 2, x.shape[2] // 2
-    squares = x.reshape(batch, half_height, 2, half_width, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    # A zero tap before the seven makes four pairs; a square then reads two before it and one behind.
-    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1)
-    return jax.lax.conv_general_dilated(
-        squares.reshape(batch, half_height, half_width, -1),
-        kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * channels, -1),
-        (1, 1),
-        ((2, 1), (2, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-@jax.custom_vjp
-def max_pool(
-    x: Float[Array, "batch height width channels"],
-) -> Float[Array, "batch half_height half_width channels"]:
-    """The largest of 3x3 at every second pixel, of maps that are nowhere negative.
-
-    Its gradient is that of comparing shifted maps: XLA's own takes a CPU three to eight times longer. Both
-    agree unless two pixels of a window are equal and largest; then this one divides the gradient among them.
-    """
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-
-
-def _max_pool_by_shifts(x: Float[Array, "batch _ _ channels"]) -> Float[Array, "batch _ _ channels"]:
-    for axis in (1, 2):
-        length = x.shape[axis]
-        padding = [(0, 0)] * 4
-        padding[axis] = (1, length % 2)
-        padded = jnp.pad(x, padding)
-        span = 2 * -(-length // 2) - 1
-        first, second, third = (
-            jax.lax.slice_in_dim(padded, start, start + span, 2, axis) for start in range(3)
-        )
-        x = jnp.maximum(jnp.maximum(first, second), third)
-    return x
-
-
-def _max_pool_forward(x: Array) -> tuple[Array, Array]:
-    return max_pool(x), x
-
-
-def _max_pool_backward(x: Array, gradient: Array) -> tuple[Array]:
-    return jax.vjp(_max_pool_by_shifts, x)[1](gradient)
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 class Block(nn.Module):

@@ -12,15 +12,20 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from detr_jax.models import initializers
 from detr_jax.models.backbone import Backbone, Norm
-from detr_jax.models.elementwise import relu, zero_outside
-from detr_jax.models.layers import Conv, valid_mask
+from detr_jax.models.layers import Conv
 from detr_jax.models.mask_head import Features, MaskHead
 from detr_jax.models.position import LearnedEncoding, sine_encoding
 from detr_jax.models.transformer import Transformer
+from detr_jax.ops.elementwise import relu
+from detr_jax.ops.padding import valid_mask, zero_outside
 
 # Of ImageNet, RGB in [0, 1]; every published backbone was trained with these.
 MEAN = (0.485, 0.456, 0.406)
+
+
 STD = (0.229, 0.224, 0.225)
+
+
 # That the mask head runs on in one go.
 PAIRS_AT_ONCE = 16
 
@@ -190,7 +195,7 @@ def detect(
     return cast(Outputs, model.apply({"params": params}, images, size, dropout_key is None, rngs=rngs))
 
 
-def segment(
+def predict_masks(
     model: Detr,
     params: Any,
     features: Features,
@@ -292,3 +297,6 @@ def _draw_params(model: Detr, masks: bool, key: Array) -> dict[str, Any]:
     images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
     size = jnp.full((1, 2), 64, jnp.int32)
     return model.init(key, images, size, method=everything)["params"]
+
+
+Params = dict[str, Any]

@@ -1,123 +1,47 @@
 """Layers that never let padding change a result, shared by the backbone and the mask head."""
 
-import functools
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from detr_jax.models import initializers
-from detr_jax.models.elementwise import zero_outside
+from detr_jax.ops.convolution import convolve
+from detr_jax.ops.elementwise import scale_kept
+from detr_jax.ops.padding import zero_outside
+
+STEPS = 256  # of dropout rates: one random byte an element
 
 
-def valid_mask(
-    size: Int[Array, "batch 2"], shape: tuple[int, ...], stride: int
-) -> Bool[Array, "batch {shape[0]} {shape[1]}"]:
-    """True on the valid pixels of a feature map.
+class Dropout(nn.Module):
+    """Zeroes elements at random and scales the others.
 
-    Args:
-      size: valid height and width of each image, in image pixels.
-      shape: height and width of the feature map.
-      stride: image pixels per feature pixel; every layer of stride 2 rounds up.
+    Drawing random numbers takes a CPU a sixth of a training step if every element gets 32 bits. So each gets
+    8, and the rate is rounded to a 256th: 0.1 is 0.1016.
+
+    Attributes:
+      rate: probability of a zero.
     """
-    size = -(-size // stride)
-    rows = jnp.arange(shape[0]) < size[:, :1]
-    columns = jnp.arange(shape[1]) < size[:, 1:]
-    return rows[:, :, None] & columns[:, None, :]
 
+    rate: float
 
-def convolve(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "rows columns channels features"],
-    stride: int = 1,
-    dilation: int = 1,
-) -> Float[Array, "batch new_height new_width features"]:
-    """Convolution with PyTorch's symmetric padding of `dilation * (kernel // 2)`.
+    def __call__(self, x: Float[Array, "*shape"], deterministic: bool) -> Float[Array, "*shape"]:
+        """Draws from the "dropout" random stream, unless deterministic."""
+        keep, scale = self.draw(x.shape, deterministic)
+        return x if keep is None else scale_kept(x, keep, scale)
 
-    A 1x1 kernel is a matrix product, which XLA runs three times faster that way on a CPU.
-    """
-    if kernel.shape[:2] == (1, 1):
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
-    padding = [(dilation * (length // 2),) * 2 for length in kernel.shape[:2]]
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        padding,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve_windows(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "rows columns channels features"],
-    padding: tuple[int, int],
-) -> Float[Array, "batch new_height new_width features"]:
-    """Convolution of stride 1 with `padding` zeros before and behind each axis.
-
-    Its gradients are formulated twice, for CPUs and for devices that have libraries for them.
-    """
-    return _plain_convolution(padding, x, kernel)
-
-
-def _plain_convolution(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        [(length, length) for length in padding],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-def _convolve_windows_forward(x: Array, kernel: Array, padding: tuple[int, int]) -> tuple[Array, Any]:
-    return convolve_windows(x, kernel, padding), (x, kernel)
-
-
-def _convolve_windows_backward(
-    padding: tuple[int, int], residuals: tuple[Array, Array], gradient: Array
-) -> tuple[Array, Array]:
-    def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-        _, vjp = jax.vjp(functools.partial(_plain_convolution, padding), x, kernel)
-        return vjp(gradient)
-
-    by_taps = functools.partial(_gradients_by_taps, padding)
-    return jax.lax.platform_dependent(*residuals, gradient, cpu=by_taps, default=by_xla)
-
-
-def _gradients_by_taps(
-    padding: tuple[int, int], x: Array, kernel: Array, gradient: Array
-) -> tuple[Array, Array]:
-    """Gradients of x and of the kernel, the latter by a matrix product for every tap.
-
-    XLA would make that a convolution with a kernel as large as the map, which takes a CPU up to a hundred
-    times longer where maps are many.
-    """
-    rows, columns, channels, features = kernel.shape
-    height, width = gradient.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
-    flat_gradient = gradient.reshape(-1, features)
-
-    def tap(i: int, j: int) -> Float[Array, "channels features"]:
-        window = padded[:, i : i + height, j : j + width].reshape(-1, channels)
-        return jnp.matmul(window.T, flat_gradient, preferred_element_type=jnp.float32)
-
-    taps = jnp.stack([tap(i, j) for i in range(rows) for j in range(columns)])
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    # One pixel more on all sides, cut off again: XLA's convolution on CPUs takes up to eight times longer
-    # where nothing is padded.
-    around = rows - padding[0], columns - padding[1]
-    wide = _plain_convolution(around, gradient, turned)
-    x_gradient = wide[:, 1 : 1 + x.shape[1], 1 : 1 + x.shape[2]]
-    return x_gradient, taps.reshape(kernel.shape).astype(kernel.dtype)
-
-
-convolve_windows.defvjp(_convolve_windows_forward, _convolve_windows_backward)
+    def draw(self, shape: tuple[int, ...], deterministic: bool) -> tuple[Bool[Array, "..."] | None, float]:
+        """Which elements are kept (None: all), and their scale."""
+        dropped = round(self.rate * STEPS)
+        scale = STEPS / max(STEPS - dropped, 1)
+        if deterministic or dropped == 0:
+            return None, scale
+        count = int(np.prod(shape))
+        words = jax.random.bits(self.make_rng("dropout"), (-(-count // 4),), jnp.uint32)
+        values = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:count].reshape(shape)
+        return values >= dropped, scale
 
 
 class Conv(nn.Module):

@@ -16,9 +16,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from detr_jax.models import initializers
-from detr_jax.models.elementwise import relu_inside, zero_outside
-from detr_jax.models.layers import Conv, GroupNorm, convolve_windows, valid_mask
-from detr_jax.models.upsampled import convolve_corners, convolve_upsampled, from_corners, to_corners
+from detr_jax.models.layers import Conv, GroupNorm
+from detr_jax.ops.convolution import convolve_windows
+from detr_jax.ops.elementwise import relu_inside
+from detr_jax.ops.padding import valid_mask, zero_outside
+from detr_jax.ops.upsampled import convolve_corners, convolve_upsampled, from_corner_layout, to_corner_layout
 
 
 class Features(NamedTuple):
@@ -219,16 +221,16 @@ class MaskHead(nn.Module):
             x = convolved[image] + convolve_windows(x, kernel, (1, 1))
             return self.normalize(x, mask, f"norm{level + 2}")
         x = convolve_upsampled(x, kernel, -(-size // stride))
-        x = to_corners(convolved, small)[image] + x
-        mask = to_corners(mask[..., None], small)
+        x = to_corner_layout(convolved, small)[image] + x
+        mask = to_corner_layout(mask[..., None], small)
         flat = (len(x), x.shape[1], -1)  # norms see a map of any shape
         normalized = self.normalize(
             x.reshape(*flat, x.shape[-1]), mask.reshape(flat), f"norm{level + 2}"
         ).reshape(x.shape)
         if level < 3:
-            return from_corners(normalized, shape)
+            return from_corner_layout(normalized, shape)
         kernel, bias = self.out()
-        return from_corners(convolve_corners(normalized, kernel), shape) + bias
+        return from_corner_layout(convolve_corners(normalized, kernel), shape) + bias
 
     def normalize(
         self,

@@ -9,10 +9,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from detr_jax.models import initializers
-from detr_jax.models.elementwise import Dropout, relu, scale_kept
+from detr_jax.models.layers import Dropout
+from detr_jax.ops.elementwise import relu, scale_kept
 
 Tokens = Float[Array, "batch tokens features"]
+
+
 Queries = Float[Array, "batch queries features"]
+
+
 PaddingMask = Bool[Array, "batch tokens"]
 
 

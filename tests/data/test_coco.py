@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from detr_jax.data.coco import CocoPanoptic
-from detr_jax.data.segments import find_boxes
+from detr_jax.data.segment_maps import find_boxes
 
 
 def _edit(folder, change):

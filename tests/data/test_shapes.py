@@ -7,7 +7,7 @@ import pytest
 from configs.shapes import get_config
 from detr_jax.data.coco import CocoPanoptic
 from detr_jax.data.pipeline import train_data
-from detr_jax.data.segments import find_boxes
+from detr_jax.data.segment_maps import find_boxes
 from detr_jax.data.shapes import Shapes, export
 
 

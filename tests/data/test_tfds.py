@@ -7,10 +7,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from detr_jax.data.batches import train_batches
 from detr_jax.data.categories import coco_panoptic, to_json
 from detr_jax.data.coco import CocoPanoptic
-from detr_jax.data.loader import train_batches
-from detr_jax.data.segments import find_boxes
+from detr_jax.data.segment_maps import find_boxes
 from detr_jax.data.shapes import Shapes
 from detr_jax.data.tfds import TfdsPanoptic, prepare, write_sizes
 from detr_jax.data.transforms import TrainTransform

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detr_jax.data.coco import CocoPanoptic
-from detr_jax.data.segments import find_boxes
+from detr_jax.data.segment_maps import find_boxes
 from detr_jax.data.shapes import Shapes
 from detr_jax.data.transforms import (
     EvalTransform,

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detr_jax.models.backbone import Backbone, FrozenBatchNorm, convolve_stem, max_pool
-from detr_jax.models.layers import convolve
+from detr_jax.models.backbone import Backbone, FrozenBatchNorm
+from detr_jax.ops.convolution import convolve, convolve_stem, max_pool
 
 
 def run(module, images, sizes, seed=0):

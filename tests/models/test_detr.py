@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import make
 import numpy as np
 import pytest
+from tiny import TINY
 
-from detr_jax import weights
 from detr_jax.config import default_config
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, build_model, init_params
+from detr_jax.weights import layouts
 
 # What float32 and float64 differ by in the original code, times three.
 TOLERANCES = {50: (6e-3, 6e-5, 3e-3), 101: (3e-2, 3e-4, 1.5e-2)}
@@ -28,17 +29,17 @@ def all_pairs(images, queries):
     ],
 )
 def test_equals_the_original(name, depth, dilation, shape, seed):
-    reference = np.load(make.DATA / f"{name}.npz")
+    reference = np.load(make.REFERENCE / f"{name}.npz")
     state = make.state_dict(depth)
-    model = Detr(**weights.infer_model(state), dilation=dilation)
-    params = weights.from_state_dict(state, model)
+    model = Detr(**layouts.model_options_of(state), dilation=dilation)
+    params = layouts.from_state_dict(state, model)
     image, size = jnp.asarray(make.image(*shape, seed)[None]), jnp.array([shape])
 
     @jax.jit
     def run(params):
         outputs = detr.detect(model, params, image, size)
         pairs = jnp.asarray([(0, query) for query in reference["mask_queries"]], jnp.int32)
-        masks = detr.segment(model, params, outputs.features, size, pairs)
+        masks = detr.predict_masks(model, params, outputs.features, size, pairs)
         return outputs.logits[-1, 0], outputs.boxes[-1, 0], masks
 
     expected = (reference[key] for key in ("pred_logits", "pred_boxes", "pred_masks"))
@@ -48,13 +49,13 @@ def test_equals_the_original(name, depth, dilation, shape, seed):
 
 @pytest.mark.parametrize("position", ["sine", "learned"])
 def test_padding_and_batching_change_nothing(position, pictures):
-    model = Detr(**make.TINY, position=position)
+    model = Detr(**TINY, position=position)
     params = init_params(model, jax.random.key(0))
 
     @jax.jit
     def run(images, size):
         outputs = detr.detect(model, params, images, size)
-        masks = detr.segment(model, params, outputs.features, size, all_pairs(len(images), 3))
+        masks = detr.predict_masks(model, params, outputs.features, size, all_pairs(len(images), 3))
         return outputs.logits[-1], outputs.boxes[-1], masks.reshape(len(images), 3, *masks.shape[1:])
 
     image = pictures[0, :41, :53]

@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detr_jax.models.layers import GroupNorm, convolve, convolve_windows, valid_mask
+from detr_jax.models.layers import GroupNorm
+from detr_jax.ops.convolution import convolve, convolve_windows
+from detr_jax.ops.padding import valid_mask
 
 
 def test_valid_mask_rounds_up():

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from detr_jax import weights
 from detr_jax.models import detr
+from detr_jax.weights import layouts
 
 
 def test_any_list_of_pairs_gives_the_same_masks(tiny_model, tiny_params, pictures):
     size = jnp.array([[45, 60], [40, 33]])
     outputs = jax.jit(functools.partial(detr.detect, tiny_model))(tiny_params, pictures, size)
-    segment = jax.jit(functools.partial(detr.segment, tiny_model))
+    segment = jax.jit(functools.partial(detr.predict_masks, tiny_model))
     image, query = np.mgrid[0:2, 0 : tiny_model.num_queries].reshape(2, -1)
     every = jnp.asarray(np.stack([image, query], 1), jnp.int32)
     masks = segment(tiny_params, outputs.features, size, every)
@@ -30,7 +30,9 @@ def test_pairs_beyond_one_round_are_the_same(tiny_model, tiny_params, pictures, 
     for at_once in (16, 4):
         monkeypatch.setattr(detr, "PAIRS_AT_ONCE", at_once)
         results.append(
-            jax.jit(functools.partial(detr.segment, tiny_model))(tiny_params, outputs.features, size, pairs)
+            jax.jit(functools.partial(detr.predict_masks, tiny_model))(
+                tiny_params, outputs.features, size, pairs
+            )
         )
     np.testing.assert_allclose(results[0], results[1], atol=1e-5)
 
@@ -44,7 +46,7 @@ def test_gradients_of_several_rounds_are_those_of_one(tiny_model, tiny_params, p
         def squares(mask_logits, pairs):
             return jnp.square(mask_logits).mean((1, 2)) * (1 + pairs[:, 1])
 
-        return detr.segment(tiny_model, params, features, size, pairs, squares).sum()
+        return detr.predict_masks(tiny_model, params, features, size, pairs, squares).sum()
 
     results = []
     for at_once in (16, 4):
@@ -63,10 +65,10 @@ def test_levels_of_the_backbone_can_be_left_out(tiny_model, tiny_params, picture
     plain = tiny_model.clone(pyramid=False)
     params = jax.device_get(detr.init_params(plain, jax.random.key(0)))
     assert not any(name.startswith("adapter") for name in params["mask_head"])
-    assert weights.infer_model(weights.to_state_dict(params))["pyramid"] is False
+    assert layouts.model_options_of(layouts.to_state_dict(params))["pyramid"] is False
     differs = []
     for model, of_model in ((tiny_model, tiny_params), (plain, params)):
-        segment = jax.jit(functools.partial(detr.segment, model))
+        segment = jax.jit(functools.partial(detr.predict_masks, model))
         masks = [segment(of_model, features, size, pairs) for features in (outputs.features, without)]
         differs.append(not np.array_equal(*masks))
     assert differs == [True, False]

@@ -1,0 +1,145 @@
+"""What the fusion of masks computes on the device: votes of queries, and pixels that two maps share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Int16, Int32, UInt8
+
+from detr_jax.ops.resize import resize_bilinear
+
+MASK_STRIDE = 4
+
+
+LARGEST_DROPPED_AREA = 4
+
+
+@jax.jit
+def vote_until_stable(
+    mask_logits: Float[Array, "pairs height width"],
+    image: Int[Array, " pairs"],
+    first_votes: Int[Array, " pairs"],
+    later_votes: Int[Array, " pairs"],
+    sizes: Int[Array, "batch 2"],
+    row_repeats: Int[Array, "batch canvas_height"],
+    column_repeats: Int[Array, "batch canvas_width"],
+) -> tuple[Int16[Array, "batch canvas_height canvas_width"], Int32[Array, " pairs"], Bool[Array, " pairs"]]:
+    """Drops tiny segments until there is none.
+
+    Args:
+      mask_logits: of every pair.
+      image: the image of each pair, -1 padding.
+      first_votes: the pair whose segment each pair votes for in the first round.
+      later_votes: the same in the following rounds.
+      sizes: valid height and width of each image on the canvas.
+      row_repeats: how often the resize to the original size takes each row. It gives areas at that size
+        without a map of that size.
+      column_repeats: the same of columns.
+
+    Returns:
+      The segment of every pixel of the canvas, numbered from 1 in every image, 0 is void; of every pair the
+      area of its segment at the original size; and which pairs have a segment.
+    """
+    void = len(image)
+    weights = row_repeats[:, :, None] * column_repeats[:, None, :]
+    blank = jnp.full(weights.shape, void, jnp.int16)
+
+    def vote(state):
+        kept, votes, winners, _, redo = state
+        winners = jnp.where(redo[:, None, None], blank, winners)
+        winners = _winning_pairs(mask_logits, image, kept & redo[image], votes, sizes, winners)
+        areas = jnp.zeros(void + 1, jnp.int32).at[winners].add(weights)[:void]
+        tiny = kept & (areas[later_votes] <= LARGEST_DROPPED_AREA)
+        redo = jnp.zeros(len(sizes), bool).at[image].max(tiny)
+        return kept & ~tiny, later_votes, winners, areas, redo
+
+    start = (image >= 0, first_votes, blank, jnp.zeros(void, jnp.int32), jnp.ones(len(sizes), bool))
+    kept, _, winners, areas, _ = jax.lax.while_loop(lambda state: state[-1].any(), vote, start)
+    visible = kept & (areas > 0)
+    per_image = jnp.zeros(len(sizes), jnp.int32).at[image].add(visible)
+    before = jnp.cumsum(per_image) - per_image  # pairs are in the order of their images
+    numbers = jnp.where(visible, jnp.cumsum(visible) - before[image], 0).astype(jnp.int16)
+    return jnp.append(numbers, jnp.int16(0))[winners], areas, visible
+
+
+def _winning_pairs(
+    mask_logits: Float[Array, "pairs height width"],
+    image: Int[Array, " pairs"],
+    active: Bool[Array, " pairs"],
+    votes: Int[Array, " pairs"],
+    sizes: Int[Array, "batch 2"],
+    winners: Int16[Array, "batch canvas_height canvas_width"],
+) -> Int16[Array, "batch canvas_height canvas_width"]:
+    """What the active pair with the largest logit votes for, pixel by pixel; the first wins a tie.
+
+    One pair after the other, so that memory does not grow with their number and padding costs nothing.
+    """
+    order = jnp.argsort(~active, stable=True)
+    mask_sizes = -(-sizes // MASK_STRIDE)
+
+    def challenge(position, state):
+        best, winners = state
+        pair = order[position]
+        index = image[pair]
+        logits = resize_bilinear(
+            mask_logits[pair][None], mask_sizes[index][None], sizes[index][None], winners.shape[1:]
+        )[0]
+        wins = logits > best[index]
+        best = best.at[index].set(jnp.where(wins, logits, best[index]))
+        winners = winners.at[index].set(jnp.where(wins, votes[pair].astype(jnp.int16), winners[index]))
+        return best, winners
+
+    best = jnp.full(winners.shape, -jnp.inf)
+    return jax.lax.fori_loop(0, active.sum(), challenge, (best, winners))[1]
+
+
+@jax.jit
+def distinct_pairs(
+    mask_logits: Float[Array, "pairs height width"],
+    image: Int[Array, " pairs"],
+    scores: Float[Array, " pairs"],
+    sizes: Int[Array, "batch 2"],
+    duplicate_iou: Float[Array, ""],
+) -> Bool[Array, " pairs"]:
+    """Non-maximum suppression of masks: of pairs with nearly the same mask, the one with the best score.
+
+    Args:
+      mask_logits: of every pair; its mask is where they are positive.
+      image: the image of each pair, -1 padding.
+      scores: of every pair.
+      sizes: valid height and width of each image.
+      duplicate_iou: IoU of two masks of an image beyond which they are the same.
+    """
+    rows, columns = (jnp.arange(length) for length in mask_logits.shape[1:])
+    height, width = (-(-sizes[image] // MASK_STRIDE)).T[:, :, None]
+    valid = (rows < height)[:, :, None] & (columns < width)[:, None, :]
+    masks = ((mask_logits > 0) & valid).reshape(len(image), -1).astype(jnp.float32)
+    shared, areas = masks @ masks.T, masks.sum(1)
+    union = areas[:, None] + areas - shared
+    same = (shared > duplicate_iou * union) & (image[:, None] == image)
+    order = jnp.argsort(-scores, stable=True)
+
+    def consider(position, kept):
+        pair = order[position]
+        return kept.at[pair].set((image[pair] >= 0) & ~(same[pair] & kept).any())
+
+    return jax.lax.fori_loop(0, len(image), consider, jnp.zeros(len(image), bool))
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def joint_histogram(
+    canvas: Int16[Array, "batch canvas_height canvas_width"],
+    index: Int[Array, ""],
+    rows: Int[Array, " height"],
+    columns: Int[Array, " width"],
+    other: UInt8[Array, "height width"],
+    size: Int[Array, "2"],
+    shape: tuple[int, int],
+) -> Int32[Array, "{shape[0]} {shape[1]}"]:
+    """Counts pairs of numbers in two maps, over the valid size."""
+    segments = canvas[index][rows][:, columns].astype(jnp.int32)
+    bins = other.astype(jnp.int32) * shape[1] + segments
+    valid = (jnp.arange(len(rows)) < size[0])[:, None] & (jnp.arange(len(columns)) < size[1])
+    bins = jnp.where(valid, bins, shape[0] * shape[1])  # beyond the end, so dropped
+    counts = jnp.zeros(shape[0] * shape[1], jnp.int32).at[bins].add(1, mode="drop")
+    return counts.reshape(shape)

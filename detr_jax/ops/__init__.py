@@ -1,0 +1,1 @@
+"""Functions of arrays, without parameters; they import nothing else of the package."""

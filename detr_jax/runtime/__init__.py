@@ -1,0 +1,1 @@
+"""Everything around a run: devices, start-up, interruption, reporting, files."""

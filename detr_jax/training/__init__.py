@@ -1,0 +1,1 @@
+"""Matching, losses, optimizer, train step, checkpoints, and the training loop."""

@@ -1,0 +1,63 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from detr_jax.training.matching import MatchingWeights, assign_on_device, assign_on_host, matching_cost
+
+LABELS = np.array([[2, 0, -1, -1], [1, 1, 3, 0], [-1, -1, -1, -1]])
+
+
+@pytest.fixture
+def costs():
+    costs = np.random.default_rng(0).standard_normal((2, 3, 6, 4)).astype(np.float32)
+    return np.where(LABELS[None, :, None] >= 0, costs, 0.0).astype(np.float32)
+
+
+def test_cost_is_equation_6():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((1, 3, 6, 5)).astype(np.float32)
+    predicted, targets = (
+        rng.uniform(0.2, 0.4, shape).astype(np.float32) for shape in [(1, 3, 6, 4), (3, 4, 4)]
+    )
+    cost = matching_cost(
+        *map(jnp.asarray, (logits, predicted, LABELS, targets)), MatchingWeights(2.0, 5.0, 0.0)
+    )
+    probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = 5 * np.abs(predicted[0, 1, 4] - targets[1, 2]).sum() - 2 * probability[0, 1, 4, LABELS[1, 2]]
+    np.testing.assert_allclose(cost[0, 1, 4, 2], expected, rtol=1e-5)
+    assert not np.asarray(cost[0, 0, :, 2:]).any()
+
+
+def test_assignment_is_the_cheapest(costs):
+    assignment = assign_on_host(costs, LABELS)
+    np.testing.assert_array_equal(assignment >= 0, np.broadcast_to(LABELS >= 0, assignment.shape))
+    for layer, image in np.ndindex(2, 3):
+        count = (LABELS[image] >= 0).sum()
+        matrix = costs[layer, image, :, :count]
+        cheapest = min(
+            matrix[list(queries), range(count)].sum()
+            for queries in itertools.permutations(range(6), int(count))
+        )
+        found = matrix[assignment[layer, image, :count], range(count)].sum()
+        np.testing.assert_allclose(found, cheapest, rtol=1e-6)
+
+
+def test_device_and_host_agree(costs):
+    on_device = jax.jit(assign_on_device)(costs, LABELS)
+    np.testing.assert_array_equal(on_device, assign_on_host(costs, LABELS))
+
+
+def test_more_targets_than_queries_leaves_some_out():
+    assignment = assign_on_host(
+        np.random.default_rng(0).random((1, 1, 2, 4), np.float32), np.zeros((1, 4), int)
+    )
+    assert sorted(assignment[0, 0]) == [-1, -1, 0, 1]
+
+
+def test_divergence_is_named(costs):
+    costs[1, 1, 3, 2] = np.nan
+    with pytest.raises(FloatingPointError, match="layer 1, image 1 .* not finite"):
+        assign_on_host(costs, LABELS)

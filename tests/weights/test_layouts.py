@@ -1,0 +1,124 @@
+import jax
+import make
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from detr_jax.models.detr import Detr, init_params
+from detr_jax.weights import layouts, tensor_files
+from detr_jax.weights.layouts import WeightsError
+
+HUB_LISTS = {"timm": "hf_detr_r50_panoptic.tsv", "transformers": "hf_notimm_detr_r50_panoptic.tsv"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Detr(**layouts.model_options_of(make.state_dict(50)))
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return layouts.from_state_dict(make.state_dict(50), model)
+
+
+def assert_same(a, b):
+    a, b = flatten_dict(a, sep="/"), flatten_dict(b, sep="/")
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_infers_the_published_models():
+    assert layouts.model_options_of(make.state_dict(101)) == {
+        "num_classes": 250,
+        "num_queries": 100,
+        "resnet_depth": 101,
+        "resnet_width": 64,
+        "norm": "frozen_batch",
+        "position": "sine",
+        "hidden_dim": 256,
+        "num_heads": 8,
+        "num_encoder_layers": 6,
+        "num_decoder_layers": 6,
+        "feedforward_dim": 2048,
+        "pyramid": True,
+    }
+
+
+def test_original_layout_round_trip_is_exact(params):
+    assert_same(layouts.to_state_dict(params), make.state_dict(50))
+
+
+@pytest.mark.parametrize("layout", HUB_LISTS)
+def test_hub_layouts(layout, model, params, tmp_path):
+    state = layouts.to_state_dict(params, layout)
+    assert {name: array.shape for name, array in state.items()} == make.published_shapes(HUB_LISTS[layout])
+    file = tmp_path / "model.safetensors"
+    tensor_files.write_state_dict(state, file)
+    read = tensor_files.read_state_dict(file)
+    assert layouts.layout_of(read) == layout
+    assert layouts.model_options_of(read) == layouts.model_options_of(make.state_dict(50))
+    assert_same(layouts.from_state_dict(read, model), params)
+
+
+def test_box_only_checkpoint(model, params):
+    detector = {name: part for name, part in params.items() if name != "mask_head"}
+    for layout in layouts.LAYOUTS:
+        state = layouts.to_state_dict(detector, layout)
+        assert not any(name.startswith(("detr.", "mask_head")) for name in state)
+        assert_same(layouts.from_state_dict(state, model), detector)
+
+
+def test_learned_positions_and_group_norm_round_trip(tiny_model):
+    model = tiny_model.clone(position="learned")
+    params = jax.device_get(init_params(model, jax.random.key(1)))
+    state = layouts.to_state_dict(params)
+    assert layouts.model_options_of(state)["position"] == "learned"
+    assert_same(layouts.from_state_dict(state, model), params)
+
+
+def test_torchvision_backbone(model, params):
+    prefix = "detr.backbone.0.body."
+    state = {
+        name.removeprefix(prefix): array
+        for name, array in make.state_dict(50).items()
+        if name.startswith(prefix)
+    }
+    state |= {"fc.weight": np.zeros((1000, 2048), np.float32), "fc.bias": np.zeros(1000, np.float32)}
+    assert_same(layouts.backbone_from_state_dict(state, model), params["backbone"])
+    del state["layer3.2.bn1.bias"]
+    with pytest.raises(WeightsError, match=r"missing .*layer3\.2\.bn1\.bias"):
+        layouts.backbone_from_state_dict(state, model)
+
+
+@pytest.mark.parametrize("layout", layouts.LAYOUTS)
+def test_the_backbone_of_a_detr(layout, model, params):
+    detector = {name: part for name, part in params.items() if name != "mask_head"}
+    for whole in (params, detector):
+        state = layouts.to_state_dict(whole, layout)
+        assert_same(layouts.backbone_from_state_dict(state, model), params["backbone"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"detr.class_embed.bias": None}, r"missing detr\.class_embed\.bias \(251,\)"),
+        ({"detr.extra": np.zeros(3)}, r"not part of the model: detr\.extra"),
+        (
+            {"mask_head.lay2.weight": np.zeros((1, 2, 3, 3))},
+            r"mask_head\.lay2\.weight is \(1, 2, 3, 3\), the model wants \(128, 264, 3, 3\)",
+        ),
+        (
+            {"detr.transformer.encoder.layers.0.self_attn.in_proj_bias": np.zeros(5)},
+            r"in_proj_bias is \(5,\), the model wants \(768,\)",
+        ),
+    ],
+)
+def test_every_misfit_is_named(change, message, model):
+    state = {name: array for name, array in (make.state_dict(50) | change).items() if array is not None}
+    with pytest.raises(WeightsError, match=message):
+        layouts.from_state_dict(state, model, "detr.pth")
+
+
+def test_what_is_no_detr():
+    with pytest.raises(WeightsError, match="not a DETR checkpoint"):
+        layouts.model_options_of({"fc.weight": np.zeros(3)})
