@@ -1,6 +1,6 @@
 """Stage 1: boxes and classes of things and stuff, from an ImageNet backbone. The original's settings.
 
-    python main.py --config=configs/boxes.py --workdir=runs/boxes \
+python main.py --config=configs/boxes.py --workdir=runs/boxes \
         --config.data.root=COCO --config.init_backbone_from=resnet50.pth
 """
 

@@ -1,6 +1,6 @@
 """Everything at once: boxes, classes and masks, from an ImageNet backbone or a trained DETR.
 
-    python main.py --config=configs/joint.py --workdir=runs/joint \
+python main.py --config=configs/joint.py --workdir=runs/joint \
         --config.data.root=COCO --config.init_from=detr-r50.pth
 """
 

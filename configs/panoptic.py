@@ -1,6 +1,6 @@
 """Stage 2, the paper: a trained DETR is frozen, the mask head is trained on it. Table 1 as printed.
 
-    python main.py --config=configs/panoptic.py --workdir=runs/panoptic \
+python main.py --config=configs/panoptic.py --workdir=runs/panoptic \
         --config.data.root=COCO --config.init_from=detr-r50.pth
 """
 

@@ -1,8 +1,9 @@
 """Errors that a user can act on.
 
-Raised on purpose, with a message that says what was wrong, where, and what to do. The command line prints them
-as one line (`runtime.startup.exit_with_message`); every other exception is a fault of the program and keeps its
-traceback. Each class is also the built-in exception that fits, so that callers from Python can catch that.
+They are raised on purpose, with a message that says what was wrong, where, and what to do. The command line
+prints them as one line (`runtime.startup.exit_with_message`); every other exception is a fault of the program
+and keeps its traceback. Each class also derives from the built-in exception that fits, so Python callers can
+catch either.
 """
 
 

@@ -185,7 +185,7 @@ def _display_name(name: str) -> str:
 
 
 def _deepest_point(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int]:
-    """x and y of the pixel farthest from the outside of a mask."""
+    """X and y of the pixel farthest from the outside of a mask."""
     distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(np.argmax(distance), distance.shape)
     return int(x), int(y)

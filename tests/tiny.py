@@ -4,6 +4,8 @@ import make
 import numpy as np
 
 from detr_jax.config import default_config
+from detr_jax.models.detr import Detr, build_model
+from detr_jax.weights.layouts import model_options_of
 
 TINY = {
     "num_classes": 14,
@@ -17,6 +19,18 @@ TINY = {
     "feedforward_dim": 32,
     "dropout": 0.0,
 }
+
+
+def tiny_model(**options) -> Detr:
+    """The model of `TINY`, with some options changed."""
+    return build_model(tiny_config(**options).model)
+
+
+def published_model(state_dict, **options) -> Detr:
+    """The model that a published state dict is for, with some options changed."""
+    config = default_config()
+    config.model.update({**model_options_of(state_dict), **options})
+    return build_model(config.model)
 
 
 def make_batch(parts, shape, max_targets):
