@@ -1,7 +1,8 @@
-"""Two implementations of one piece of work, in turn, each in processes of its own.
+"""Times two implementations of the same work, alternating, each in processes of its own.
 
-A benchmark is a script with one function for each side. Started plainly, it runs itself again with `--side`
-for every side and round, so that both see the same machine, prints a table and writes JSON beside itself.
+A benchmark is a script with one function per side. Run without arguments, it starts itself again with
+`--side` for every side and round, so that both sides share the state of the machine. It then prints a table
+and writes the result as JSON beside the script.
 """
 
 import argparse
@@ -23,16 +24,16 @@ Work = Callable[[], Any]
 
 
 def timed(work: Work, repeats: int, warmups: int = 1) -> dict[str, Any]:
-    """Runs some work again and again in this process.
+    """Times repeated calls of a function in this process.
 
     Args:
-      work: to run; it must not return before it is done.
-      repeats: how often it is timed.
-      warmups: how often it runs before that.
+      work: Function to time; it must block until its results are ready.
+      repeats: Number of timed calls.
+      warmups: Number of untimed calls before the first timed one.
 
     Returns:
-      `seconds` of every repeat, and `peak_gb`, the most memory that the process held after the warm-up. What
-      happened before, compiling for example, does not count unless it is still held.
+      `seconds`, a list with the duration of each timed call, and `peak_gb`, the peak resident memory after
+      the warm-up. Memory used earlier, for example by the compiler, counts only while it is still held.
     """
     for _ in range(warmups):
         work()
@@ -46,11 +47,11 @@ def timed(work: Work, repeats: int, warmups: int = 1) -> dict[str, Any]:
 
 
 def _reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM, the high-water mark
 
 
 def peak_gb() -> float:
-    """The most memory that this process has held since the mark was last reset, in GB."""
+    """Peak resident memory of this process since the last reset, in GB."""
     status = Path("/proc/self/status").read_text()
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert found, "no VmHWM in /proc/self/status: this needs Linux"
@@ -64,22 +65,22 @@ def compare(
     rounds: int = 2,
     same_in_all_cases: str = "",
 ) -> None:
-    """Command line of a benchmark.
+    """Runs a benchmark from the command line.
 
     Args:
-      script: the benchmark's `__file__`.
-      sides: the first is ours; each takes a case and returns what `timed` does.
-      cases: names of the variants of the work.
-      rounds: how often the sides take turns.
-      same_in_all_cases: a side that does the same work in every case, so it is timed in the first only.
+      script: `__file__` of the benchmark.
+      sides: Functions to compare, ours first, by name; each takes a case and returns the result of `timed`.
+      cases: Names of the variants of the work.
+      rounds: Number of times that the sides alternate.
+      same_in_all_cases: Name of a side that does the same work in every case and is timed in the first only.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--side", choices=sides)
-    parser.add_argument("--case", choices=cases, action="append")
-    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--side", choices=sides, help="run this side only, in this process")
+    parser.add_argument("--case", choices=cases, action="append", help="default: all cases")
+    parser.add_argument("--rounds", type=int, default=rounds, help="default: %(default)s")
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps(sides[arguments.side](arguments.case[0])))
+        print(json.dumps(sides[arguments.side]((arguments.case or cases)[0])))
         return
     rows: list[dict[str, Any]] = []
     results: dict[str, list[dict[str, Any]]] = {}
@@ -97,10 +98,14 @@ def compare(
 
 
 def write(script: str, rows: list[dict[str, Any]]) -> None:
-    """Writes rows, and where they were measured, to `results/` beside a benchmark, by its name and Python."""
+    """Writes result rows, the machine and package versions to `NAME_pyVERSION.json` beside a script.
+
+    Args:
+      script: `__file__` of the benchmark.
+      rows: One dict per row of the result.
+    """
     version = f"py{sys.version_info[0]}{sys.version_info[1]}"
-    path = Path(script).parent / "results" / f"{Path(script).stem}_{version}.json"
-    path.parent.mkdir(exist_ok=True)
+    path = Path(script).with_name(f"{Path(script).stem}_{version}.json")
     path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
     print(f"wrote {path}")
 
@@ -121,7 +126,7 @@ def _summary(outcomes: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def format_rows(rows: list[dict[str, Any]], sides: list[str]) -> str:
-    """A Markdown table: seconds and memory of both sides, and how many times the first is better."""
+    """Formats rows as a Markdown table: time and memory of both sides, and the ratios of theirs to ours."""
     ours, theirs = sides
     lines = [
         f"| work | {ours} | {theirs} | faster | less memory |",
@@ -140,7 +145,7 @@ def _seconds(value: float) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Where a result was measured, and with which versions."""
+    """CPU, number of available cores, Python version and package versions of this machine."""
     model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     versions = {}
     for name in PACKAGES:

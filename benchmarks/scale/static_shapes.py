@@ -1,24 +1,27 @@
-"""How much of what is computed is padding: padded over valid pixels, from the sizes in an annotation file.
+"""How much of the computation is padding? Ratio of padded to valid pixels for images of COCO's sizes.
 
-python benchmarks/static_shapes.py [--annotations=panoptic_val2017.json]
+python benchmarks/scale/static_shapes.py [--annotations=panoptic_val2017.json]
 
-Without a file, sizes are drawn like COCO's: its images come from a website that limited the long side to 640
-or 500 pixels, and most have the proportions 4:3 or 3:2.
+Without an annotation file, sizes are drawn from an estimate of COCO's: its images come from a website that
+limited the long side to 640 or 500 pixels, and most have the aspect ratio 4:3 or 3:2.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import measure
 import numpy as np
+from ml_collections import ConfigDict
 
 from detr_jax.config import default_config
 from detr_jax.data.batch_plan import TrainOrder, plan_evaluation
 from detr_jax.data.transforms import EvalTransform, TrainTransform, plan_eval
 
-# (height, width) and how many of a hundred images have it: an estimate, not a count.
+# (height, width) and its share of the images in percent: an estimate, not a count.
 COCO_LIKE = {
     (480, 640): 34, (427, 640): 14, (426, 640): 5, (425, 640): 3, (428, 640): 3, (360, 640): 3,
     (640, 480): 11, (640, 427): 5, (640, 426): 2, (640, 428): 1, (375, 500): 5, (333, 500): 4,
@@ -28,7 +31,7 @@ COCO_LIKE = {
 
 
 def draw_sizes(count: int) -> np.ndarray:
-    """Sizes like COCO's; four of a hundred are of any proportion up to 2:1."""
+    """Draws sizes like COCO's, int (count, 2); 4% have any aspect ratio up to 2:1."""
     rng = np.random.default_rng(0)
     known = np.array(list(COCO_LIKE))
     weights = np.array(list(COCO_LIKE.values()), float)
@@ -41,24 +44,24 @@ def draw_sizes(count: int) -> np.ndarray:
 
 
 def read_sizes(path: str) -> np.ndarray:
-    """Sizes in a COCO annotation file."""
+    """Reads the image sizes of a COCO annotation file, int (images, 2)."""
     images = json.loads(Path(path).read_text())["images"]
     return np.array([(entry["height"], entry["width"]) for entry in images])
 
 
-def evaluation_ratio(sizes: np.ndarray, shapes: Any, batch_size: int) -> float:
-    """Padded over valid pixels of one evaluation, images that fill up the last batches included."""
+def evaluation_ratio(sizes: np.ndarray, shapes: Any, batch_size: int, data: ConfigDict) -> float:
+    """Padded over valid pixels of one evaluation, including the images that fill up the last batches."""
     padded = valid = 0
-    settings = EvalTransform()
+    settings = EvalTransform.from_config(data)
     for rows in plan_evaluation(sizes, batch_size=batch_size, shapes=shapes, settings=settings):
         padded += batch_size * rows.shape[0] * rows.shape[1]
         valid += sum(np.prod(plan_eval(tuple(sizes[i].tolist()), settings).size) for i in rows.indices)
     return padded / valid
 
 
-def training_ratio(sizes: np.ndarray, shapes: Any, batch_size: int) -> float:
+def training_ratio(sizes: np.ndarray, shapes: Any, batch_size: int, data: ConfigDict) -> float:
     """Padded over valid pixels of one epoch of multi-scale training."""
-    settings = TrainTransform()
+    settings = TrainTransform.from_config(data)
     order = TrainOrder(sizes, batch_size=batch_size, shapes=shapes, settings=settings, seed=0)
     padded = valid = 0
     for step in range(order.batches_per_epoch):
@@ -70,11 +73,13 @@ def training_ratio(sizes: np.ndarray, shapes: Any, batch_size: int) -> float:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints and writes one ratio per set of shapes."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--annotations")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--count", type=int, default=20000, help="of drawn sizes")
+    parser.add_argument("--annotations", help="COCO annotation file to read the sizes from")
+    parser.add_argument("--batch_size", type=int, default=16, help="default: %(default)s")
+    parser.add_argument(
+        "--count", type=int, default=20000, help="number of drawn sizes, default: %(default)s"
+    )
     arguments = parser.parse_args()
     sizes = read_sizes(arguments.annotations) if arguments.annotations else draw_sizes(arguments.count)
     data, one = default_config().data, ((1344, 1344),)
@@ -88,7 +93,7 @@ def main() -> None:
     print("| | shapes | padded / valid pixels |\n| --- | --- | --- |")
     rows = []
     for name, (ratio_of, shapes) in sets.items():
-        ratio = ratio_of(sizes, shapes, arguments.batch_size)
+        ratio = ratio_of(sizes, shapes, arguments.batch_size, data)
         rows.append({"case": name, "shapes": len(shapes), "ratio": ratio})
         print(f"| {name} | {len(shapes)} | {ratio:.3f} |", flush=True)
     measure.write(__file__, rows)

@@ -1,13 +1,15 @@
-"""Panoptic quality of 640x480 maps with 15 segments in memory, one core, against panopticapi's code.
+"""How long does panoptic quality take? 640x480 maps with 15 segments, one core, against panopticapi.
 
-python benchmarks/panoptic_quality.py
+python benchmarks/speed/panoptic_quality.py
 """
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import measure
 import numpy as np
 from scipy import ndimage
@@ -18,11 +20,13 @@ from detr_jax.evaluation.panoptic_quality import PanopticQuality
 
 IMAGES, SEGMENTS, SHAPE = 40, 15, (480, 640)
 CATEGORIES = tuple(Category(index, f"class {index}", index <= 8, (0, 0, 0)) for index in range(1, 11))
+# Whether panopticapi decodes its PNGs.
 CASES = {"an image, counting alone": False, "an image, PNGs decoded by panopticapi": True}
+Pair = tuple[PanopticSegmentation, PanopticSegmentation]
 
 
 def make_segmentation(rng: np.random.Generator) -> PanopticSegmentation:
-    """Blobs around random points, a tenth of the pixels void."""
+    """Voronoi cells of random points; a tenth of the pixels are void."""
     points = np.stack([rng.integers(length, size=SEGMENTS) for length in SHAPE])
     seeds = np.ones(SHAPE, bool)
     seeds[tuple(points)] = False
@@ -44,8 +48,8 @@ def make_segmentation(rng: np.random.Generator) -> PanopticSegmentation:
     return PanopticSegmentation(segment_map, infos, CATEGORIES)
 
 
-def make_pairs() -> list[tuple[PanopticSegmentation, PanopticSegmentation]]:
-    """Ground truths, and predictions that are ground truths moved by eight pixels."""
+def make_pairs() -> list[Pair]:
+    """Ground truth maps, each with a prediction: the same map shifted by eight pixels."""
     rng = np.random.default_rng(0)
     pairs = []
     for _ in range(IMAGES):
@@ -58,7 +62,7 @@ def make_pairs() -> list[tuple[PanopticSegmentation, PanopticSegmentation]]:
 
 
 def detr_jax(case: str) -> dict[str, Any]:
-    """`PanopticQuality.update` of every image; nothing is ever written."""
+    """`PanopticQuality.update` on maps in memory; nothing is written or decoded."""
     os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
     pairs = make_pairs()
 
@@ -71,42 +75,34 @@ def detr_jax(case: str) -> dict[str, Any]:
 
 
 def panopticapi(case: str) -> dict[str, Any]:
-    """`pq_compute_single_core`; counting alone reads arrays where it would open files."""
+    """`pq_compute_single_core`; for counting alone, arrays replace the files that it opens."""
     from panopticapi import evaluation
 
     os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
     pairs = make_pairs()
-    names = [f"{index}.png" for index in range(IMAGES)]
-    annotations = [
-        tuple(
-            {
-                "image_id": index,
-                "file_name": name,
-                "segments_info": [dict(info) for info in side.segments_info],
-            }
-            for side in pair
-        )
-        for index, (name, pair) in enumerate(zip(names, pairs, strict=True))
-    ]
     categories = {category.id: {"isthing": category.isthing} for category in CATEGORIES}
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(folder, side) for side in ("truth", "prediction")]
-        for name, pair in zip(names, pairs, strict=True):
-            for place, side in zip(folders, pair, strict=True):
-                side.save(place / name)
+        maps = {}
+        for index, pair in enumerate(pairs):
+            for place, segmentation in zip(folders, pair, strict=True):
+                segmentation.save(place / f"{index}.png")
+                maps[str(place / f"{index}.png")] = segmentation.segment_map
         if not CASES[case]:
-            maps = {
-                str(place / name): side.segment_map
-                for name, pair in zip(names, pairs, strict=True)
-                for place, side in zip(folders, pair, strict=True)
-            }
             evaluation.Image = type("Arrays", (), {"open": staticmethod(maps.__getitem__)})
             evaluation.rgb2id = lambda array: array
+        annotations = _annotations(pairs)
 
         def work() -> None:
             evaluation.pq_compute_single_core(0, annotations, *map(str, folders), categories)
 
         return _per_image(measure.timed(work, repeats=3))
+
+
+def _annotations(pairs: list[Pair]) -> list[tuple[dict[str, Any], ...]]:
+    return [
+        tuple(side.annotation(index, f"{index}.png") for side in pair) for index, pair in enumerate(pairs)
+    ]
 
 
 def _per_image(result: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""Panoptic quality on generated pictures from colour alone, a floor for anything that learns.
+"""Which panoptic quality does colour alone reach on generated pictures? A floor for anything that learns.
 
-python benchmarks/colour_baseline.py [--count=500]
+python benchmarks/learning/colour_baseline.py [--count=500]
 
-Every pixel takes the class whose mean colour over 500 training pictures is nearest. Connected pixels of one
-thing class are an object, all pixels of one stuff class are its region.
+Every pixel gets the class with the nearest mean colour over 500 training pictures. Each connected component
+of a thing class becomes an object; all pixels of a stuff class become one region.
 """
 
 import argparse
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import measure
 import numpy as np
 from scipy import ndimage
@@ -18,13 +21,13 @@ from detr_jax.data.shapes import Shapes
 from detr_jax.evaluation.panoptic_quality import PanopticQuality
 
 TRAINING_PICTURES = 500
-LEAST_PIXELS = 16  # of a segment, as in the data
+LEAST_PIXELS = 16  # per segment, as in the data
 
 
 def class_colours() -> np.ndarray:
-    """Mean colour of every category over training pictures, in the order of the categories."""
+    """Mean colour of every category over training pictures, float64 (categories, 3), in category order."""
     source = Shapes("train", TRAINING_PICTURES)
-    sums = np.zeros((len(source.categories) + 1, 4))
+    sums = np.zeros((len(source.categories) + 1, 4))  # red, green, blue, pixels; row 0 is void
     for example in (source[index] for index in range(len(source))):
         classes = np.concatenate([[0], example.labels])[example.segment_map].ravel()
         for channel, values in enumerate([*example.image.reshape(-1, 3).T, np.ones(classes.size)]):
@@ -33,7 +36,13 @@ def class_colours() -> np.ndarray:
 
 
 def segment(image: np.ndarray, colours: np.ndarray, source: Shapes) -> PanopticSegmentation:
-    """One picture, divided by colour."""
+    """Segments a picture by colour.
+
+    Args:
+      image: RGB pixels, uint8 (height, width, 3).
+      colours: Mean colour of every category, float64 (categories, 3).
+      source: Data set with the categories.
+    """
     nearest = ((image[:, :, None].astype(float) - colours) ** 2).sum(-1).argmin(-1)
     segment_map = np.zeros(nearest.shape, np.int32)
     segments_info = []
@@ -52,9 +61,9 @@ def segment(image: np.ndarray, colours: np.ndarray, source: Shapes) -> PanopticS
 
 
 def main() -> None:
-    """Prints the table and writes its first rows."""
+    """Prints the table of panoptic quality by class, and writes its first rows."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=500, help="validation pictures (%(default)s)")
+    parser.add_argument("--count", type=int, default=500, help="validation pictures, default: %(default)s")
     source = Shapes("validation", parser.parse_args().count)
     colours = class_colours()
     quality = PanopticQuality(source.categories)

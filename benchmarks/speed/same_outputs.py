@@ -1,20 +1,23 @@
-"""What the other benchmarks take for granted: with the same weights, both sides say the same.
+"""Are the compared outputs the same? Both sides run with the same weights on the same image.
 
-python benchmarks/same_outputs.py
+python benchmarks/speed/same_outputs.py
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import measure
 import numpy as np
 import peer
 import torch
 
 from detr_jax import Predictor
-from detr_jax.models.detr import Detr
 
 
 def main() -> None:
-    """Prints the largest difference of each output over its spread."""
-    model = Detr()
+    """Prints and writes the largest difference and the standard deviation of each output."""
+    model = peer.make_model()
     ours = Predictor(model, peer.make_params(model), peer.CATEGORIES).raw(peer.resized_image(), resize=False)
     with torch.no_grad():
         theirs = peer.transformers_model()(pixel_values=torch.from_numpy(peer.pixel_values()))
@@ -23,7 +26,7 @@ def main() -> None:
         "boxes": (ours.pred_boxes, theirs.pred_boxes[0].numpy()),
         "masks": (ours.pred_masks, theirs.pred_masks[0].numpy()),
     }
-    print("| output | largest difference | spread |\n| --- | --- | --- |")
+    print("| output | largest difference | standard deviation |\n| --- | --- | --- |")
     rows = []
     for name, (a, b) in pairs.items():
         rows.append({"output": name, "largest": float(np.abs(a - b).max()), "spread": float(b.std())})

@@ -1,10 +1,13 @@
-"""One image to its panoptic map, against the forward pass of transformers' DetrForSegmentation alone.
+"""How long does one image take? Image to panoptic map, against the forward pass of DetrForSegmentation alone.
 
-python benchmarks/inference.py
+python benchmarks/speed/inference.py
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import measure
 import numpy as np
 import peer
@@ -12,26 +15,25 @@ import peer
 from detr_jax import Predictor
 from detr_jax.config import default_config
 from detr_jax.inference.fusion import surviving_queries
-from detr_jax.models.detr import Detr
 
 CASES = {"16 queries survive": 16, "100 queries survive": 100}
 
 
 def detr_jax(case: str) -> dict[str, Any]:
-    """From a 480x640 image to its map: resize to 800x1066, detect, masks of the survivors, votes."""
-    model = Detr()
+    """From a 480x640 image to its map: resize to 800x1066, detect, masks of surviving queries, fusion."""
+    model = peer.make_model()
     params, image, config = peer.make_params(model), peer.make_image(), default_config()
-    logits = Predictor(model, params, peer.CATEGORIES).raw(image).pred_logits
-    scores = np.sort(surviving_queries(logits, 0.0).scores)[::-1]
+    logits = Predictor(model, params, peer.CATEGORIES, config).raw(image).pred_logits
+    scores = np.sort(surviving_queries(logits, 0.0, peer.CATEGORIES).scores)[::-1]
     config.eval.threshold = float(np.append(scores, 0.0)[CASES[case]])
     predictor = Predictor(model, params, peer.CATEGORIES, config)
-    assert len(surviving_queries(logits, config.eval.threshold).queries) == CASES[case]
+    assert len(surviving_queries(logits, config.eval.threshold, peer.CATEGORIES).queries) == CASES[case]
     del params
     return measure.timed(lambda: predictor(image), repeats=3, warmups=2)
 
 
 def transformers(case: str) -> dict[str, Any]:
-    """The forward pass from normalised pixels to mask logits; it always runs all queries."""
+    """The forward pass from normalised pixels to mask logits; it always computes all masks."""
     import torch
 
     model, pixels = peer.transformers_model(), torch.from_numpy(peer.pixel_values())

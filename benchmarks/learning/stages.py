@@ -1,10 +1,11 @@
-"""The paper's question in small: frozen or joint, from a base or from scratch; and its ablations.
+"""Frozen or joint, from a base or from scratch? The paper's question in small, and its ablations.
 
-python benchmarks/stages.py [--table=stages] [--minutes=3] [--seeds=3] [--folder=runs/stages] [--at_once=2]
+python benchmarks/learning/stages.py [--table=stages] [--minutes=3] [--seeds=3] [--folder=runs/stages]
 
-Every row trains on generated pictures for the same time. Its step is timed first, alone on the machine, and
-its runs take as many steps as fit; so what else goes on later, other runs for example, does not change a
-result. Compiling and evaluating do not count. Runs that the folder already holds are not repeated.
+Every row trains on generated pictures for the same time. The script first measures the step time of each row,
+alone on the machine, and then trains each run for as many steps as fit. So the load of the machine changes no
+result, and runs may share it (`--at_once=2`). Compiling and evaluating do not count. Runs that the folder
+already holds are not repeated.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import measure
 import numpy as np
@@ -33,12 +35,12 @@ from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
 from detr_jax.weights.initialize import starting_model
 
-EVALUATIONS = 4  # along a run
+EVALUATIONS = 4  # per run
 TIMED_STEPS = 20
 
-# A transformer learns within minutes only on a backbone that is trained, as on COCO.
+# Within minutes, a transformer learns only on a trained backbone, as on COCO.
 BACKBONE = {"init_backbone_from": "shapes-boxes"}
-# The variant of configs/shapes.py that a row starts from, and what it changes.
+# Variant of configs/shapes.py, and the fields that the row changes.
 Row = tuple[str, dict[str, Any]]
 ROWS: dict[str, Row] = {
     "frozen base, mask head": ("", {}),
@@ -52,7 +54,7 @@ ROWS: dict[str, Row] = {
     "without auxiliary losses": ("boxes", BACKBONE | {"loss.auxiliary": False}),
     "matching without GIoU": ("boxes", BACKBONE | {"matching.iou": 0.0}),
 }
-TABLES = {  # the first row is what the others are compared with
+TABLES = {  # the first row is the one that the others are compared with
     "stages": ("frozen base, mask head", "joint from the base", "joint from scratch"),
     "mask_head": ("frozen base, mask head", "dice alone", "focal alone", "without FPN"),
     "detector": ("new transformer", "learned positions", "without auxiliary losses", "matching without GIoU"),
@@ -60,8 +62,13 @@ TABLES = {  # the first row is what the others are compared with
 
 
 def make_config(row: str, seed: int) -> ConfigDict:
-    """The config of a run."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    """Config of a run.
+
+    Args:
+      row: Name of a row of the tables.
+      seed: Seed of the run.
+    """
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     variant, changes = ROWS[row]
     config = importlib.import_module("configs.shapes").get_config(variant)
     config.seed = seed
@@ -70,7 +77,7 @@ def make_config(row: str, seed: int) -> ConfigDict:
 
 
 def step_seconds(config: ConfigDict) -> float:
-    """Median time of a step, once compiled."""
+    """Median time of a compiled step, in seconds."""
     source = load_source(config.data, "train")
     model, params, _ = starting_model(config, source.categories)
     step = TrainStep(model, config, make_optimizer(config.optim, 1000))
@@ -86,7 +93,18 @@ def step_seconds(config: ConfigDict) -> float:
 
 
 def run(row: str, seed: int, minutes: float, seconds: float, workdir: Path) -> dict[str, Any]:
-    """Trains one row with one seed, and returns what it reached on the way; a step takes some seconds."""
+    """Trains one row with one seed.
+
+    Args:
+      row: Name of a row of the tables.
+      seed: Seed of the run.
+      minutes: Training time that decides the number of steps.
+      seconds: Time of one step.
+      workdir: Directory of the run.
+
+    Returns:
+      The final result, and `curve`, the validation scores along the run.
+    """
     config = make_config(row, seed)
     config.steps = round(60 * minutes / seconds)
     steps_per_epoch = config.data.train_count // config.batch_size
@@ -111,13 +129,13 @@ def run(row: str, seed: int, minutes: float, seconds: float, workdir: Path) -> d
 
 
 def summary(runs: list[dict[str, Any]], score: Callable[[dict[str, Any]], float]) -> str:
-    """Mean and spread over seeds, in percent."""
+    """Mean and standard deviation of a score over seeds, in percent."""
     values = [100 * score(run["result"]) for run in runs]
     return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
 
 
 def print_table(name: str, runs: list[dict[str, Any]]) -> None:
-    """In Markdown, as the paper's Table 2: PQ, SQ, RQ of all, things, stuff; or box AP."""
+    """Prints a Markdown table like the paper's Table 2: PQ, SQ and RQ of all, things and stuff, or box AP."""
     header = ""
     for row in TABLES[name]:
         same = [run for run in runs if run["row"] == row]
@@ -138,18 +156,18 @@ def print_table(name: str, runs: list[dict[str, Any]]) -> None:
 
 
 def time_rows(rows: list[str], file: Path) -> None:
-    """Adds the seconds of a step of every row to a JSON file, each measured in a process of its own."""
+    """Measures the step time of every row, each in a process of its own, and adds it to a JSON file."""
     known = json.loads(file.read_text()) if file.exists() else {}
     for row in rows:
         if row not in known:
             done = subprocess.run([sys.executable, __file__, "--time", row], capture_output=True, check=True)
             known[row] = float(done.stdout.splitlines()[-1])
-            print(f"{row}: {known[row]:.3f} s a step", flush=True)
+            print(f"{row}: {known[row]:.3f} s per step", flush=True)
             file.write_text(json.dumps(known, indent=2))
 
 
 def run_all(commands: list[list[str]], at_once: int) -> None:
-    """Runs commands, some at once, each on its share of the cores."""
+    """Runs commands, at most `at_once` at a time, each on its share of the cores."""
     cores = sorted(os.sched_getaffinity(0))
     shares: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     for worker in range(at_once):
@@ -167,49 +185,55 @@ def run_all(commands: list[list[str]], at_once: int) -> None:
         list(workers.map(run_one, commands))
 
 
-def main() -> None:
-    """Runs what the folder lacks, one process a run; prints the tables and writes JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--table", choices=TABLES, action="append", help="all of them by default")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of training a run (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of every row (%(default)s)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/stages"))
-    parser.add_argument("--at_once", type=int, default=1, help="runs that share the cores (%(default)s)")
-    parser.add_argument("--time", metavar="ROW", help="only prints the seconds of its step")
-    parser.add_argument("--run", nargs=2, metavar=("ROW", "SEED"), help="this one alone, in this process")
-    arguments = parser.parse_args()
-    steps_file = arguments.folder / "step_seconds.json"
-
-    def workdir(row: str, seed: int) -> Path:
-        return arguments.folder / f"{row.replace(',', '').replace(' ', '_')}_{seed}"
-
-    enable_compilation_cache()
-    if arguments.time:
-        print(step_seconds(make_config(arguments.time, 0)))
-        return
-    if arguments.run:
-        row, seed = arguments.run[0], int(arguments.run[1])
-        seconds = json.loads(steps_file.read_text())[row]
-        result = run(row, seed, arguments.minutes, seconds, workdir(row, seed))
-        (workdir(row, seed) / "stage.json").write_text(json.dumps(result))
-        return
+def run_tables(arguments: argparse.Namespace) -> None:
+    """Trains the runs that the folder lacks, prints the tables and writes JSON."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
     tables = arguments.table or list(TABLES)
     rows = list(dict.fromkeys(row for table in tables for row in TABLES[table]))
-    time_rows(rows, steps_file)
-    files = {
-        pair: workdir(*pair[::-1]) / "stage.json" for pair in itertools.product(range(arguments.seeds), rows)
-    }
+    time_rows(rows, arguments.folder / "step_seconds.json")
     options = [f"--minutes={arguments.minutes}", f"--folder={arguments.folder}"]
-    missing = [pair for pair, file in files.items() if not file.exists()]
-    run_all(
-        [[sys.executable, __file__, "--run", row, str(seed), *options] for seed, row in missing],
-        arguments.at_once,
-    )
-    runs = [json.loads(file.read_text()) for file in files.values()]
+    files, commands = [], []
+    for seed, row in itertools.product(range(arguments.seeds), rows):
+        file = run_folder(arguments.folder, row, seed) / "stage.json"
+        files.append(file)
+        if not file.exists():
+            commands.append([sys.executable, __file__, "--run", row, str(seed), *options])
+    run_all(commands, arguments.at_once)
+    runs = [json.loads(file.read_text()) for file in files]
     for table in tables:
         print_table(table, runs)
     measure.write(__file__, runs)
+
+
+def run_folder(folder: Path, row: str, seed: int) -> Path:
+    """Directory of one run."""
+    return folder / f"{row.replace(',', '').replace(' ', '_')}_{seed}"
+
+
+def main() -> None:
+    """Runs everything in processes of their own, or one part in this process (`--time`, `--run`)."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--table", choices=TABLES, action="append", help="default: all tables")
+    parser.add_argument(
+        "--minutes", type=float, default=3.0, help="training time per run, default: %(default)s"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs per row, default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=Path("runs/stages"), help="default: %(default)s")
+    parser.add_argument("--at_once", type=int, default=1, help="parallel runs, default: %(default)s")
+    parser.add_argument("--time", metavar="ROW", help="only print the step time of this row, in seconds")
+    parser.add_argument("--run", nargs=2, metavar=("ROW", "SEED"), help="only train this run")
+    arguments = parser.parse_args()
+    enable_compilation_cache()
+    if arguments.time:
+        print(step_seconds(make_config(arguments.time, 0)))
+    elif arguments.run:
+        row, seed = arguments.run[0], int(arguments.run[1])
+        seconds = json.loads((arguments.folder / "step_seconds.json").read_text())[row]
+        workdir = run_folder(arguments.folder, row, seed)
+        result = run(row, seed, arguments.minutes, seconds, workdir)
+        (workdir / "stage.json").write_text(json.dumps(result))
+    else:
+        run_tables(arguments)
 
 
 if __name__ == "__main__":

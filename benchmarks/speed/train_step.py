@@ -1,18 +1,21 @@
-"""One training step on one image of 800x1066 with 12 targets, against transformers' loss and its gradients.
+"""How long does a training step take? One 800x1066 image with 12 targets, against transformers.
 
-python benchmarks/train_step.py
+python benchmarks/speed/train_step.py
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import measure
 import numpy as np
 import peer
 
 from detr_jax.config import default_config
+from detr_jax.data.batches import Batch
 from detr_jax.data.segment_maps import find_boxes
-from detr_jax.models.detr import build_model
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
 
@@ -21,30 +24,36 @@ TARGETS = 12
 COLUMNS = 4
 
 
-def make_batch(targets: int = TARGETS) -> dict[str, np.ndarray]:
-    """The resized image, divided into a grid of targets, four in a row."""
+def make_batch(targets: int = TARGETS) -> Batch:
+    """A batch of one: the resized image, divided into a grid of targets, four per row.
+
+    Args:
+      targets: Number of targets, a multiple of four.
+    """
     image = peer.resized_image()
     height, width = image.shape[:2]
     rows = np.arange(height) * (targets // COLUMNS) // height
     columns = np.arange(width) * COLUMNS // width
     segment_map = (1 + COLUMNS * rows[:, None] + columns).astype(np.uint8)
     boxes, _ = find_boxes(segment_map, targets)
-    return {
-        "image": image[None],
-        "size": np.array([image.shape[:2]], np.int32),
-        "segment_map": segment_map[None],
-        "labels": np.arange(1, targets + 1, dtype=np.int32)[None],
-        "boxes": boxes[None],
-        "image_id": np.zeros(1, np.int64),
-    }
+    size = np.array([[height, width]], np.int32)
+    return Batch(
+        image=image[None],
+        size=size,
+        orig_size=size,
+        segment_map=segment_map[None],
+        labels=np.arange(1, targets + 1, dtype=np.int32)[None],
+        boxes=boxes[None],
+        image_id=np.zeros(1, np.int64),
+    )
 
 
 def detr_jax(case: str) -> dict[str, Any]:
-    """The whole step: forward, matching, losses, gradients, AdamW."""
+    """The whole step: forward pass, matching, losses, gradients, AdamW."""
     config = default_config()
     config.stage = CASES[case]
     config.model.masks = config.stage == "masks"
-    model = build_model(config.model)
+    model = peer.make_model()
     params = peer.make_params(model)
     if not config.model.masks:
         del params["mask_head"]
@@ -61,7 +70,7 @@ def detr_jax(case: str) -> dict[str, Any]:
 
 
 def transformers(case: str) -> dict[str, Any]:
-    """Forward, matching, losses and gradients; no optimizer."""
+    """Forward pass, matching, losses and gradients; no optimizer."""
     import torch
 
     masks = CASES[case] == "masks"
@@ -71,10 +80,10 @@ def transformers(case: str) -> dict[str, Any]:
             parameter.requires_grad_(name.startswith(("mask_head", "bbox_attention")))
     else:
         model.train()
-    segment_map = torch.from_numpy(batch["segment_map"][0])
+    segment_map = torch.from_numpy(batch.segment_map[0])
     label = {
-        "class_labels": torch.from_numpy(batch["labels"][0]).long(),
-        "boxes": torch.from_numpy(batch["boxes"][0]),
+        "class_labels": torch.from_numpy(batch.labels[0]).long(),
+        "boxes": torch.from_numpy(batch.boxes[0]),
         "masks": torch.stack([segment_map == k for k in range(1, TARGETS + 1)]).float(),
     }
     pixels = torch.from_numpy(peer.pixel_values())
@@ -83,7 +92,8 @@ def transformers(case: str) -> dict[str, Any]:
         model.zero_grad()
         model(pixel_values=pixels, labels=[label]).loss.backward()
 
-    return measure.timed(work, repeats=3, warmups=0 if masks else 1)  # minutes, and nothing to compile
+    # A step with masks takes a minute, and PyTorch compiles nothing.
+    return measure.timed(work, repeats=3, warmups=0 if masks else 1)
 
 
 if __name__ == "__main__":

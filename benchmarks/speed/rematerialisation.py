@@ -1,17 +1,19 @@
-"""Memory and time of a joint training step, with and without `model.remat`, and of lists of mask pairs.
+"""What does `model.remat` save? Memory and time of a joint training step, with and without it.
 
-python benchmarks/rematerialisation.py
+python benchmarks/speed/rematerialisation.py
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import measure
 import peer
 from train_step import make_batch
 
 from detr_jax.config import default_config
-from detr_jax.models.detr import build_model
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
 
@@ -20,8 +22,7 @@ CASES = {"joint, 12 targets": 12, "joint, 60 targets": 60}
 
 def _step(case: str, remat: bool) -> dict[str, Any]:
     config = default_config()
-    config.model.remat = remat
-    model = build_model(config.model)
+    model = peer.make_model(remat=remat)
     step, batch = TrainStep(model, config, make_optimizer(config.optim, 100)), make_batch(CASES[case])
     state = step.init(peer.make_params(model))
 
@@ -33,15 +34,15 @@ def _step(case: str, remat: bool) -> dict[str, Any]:
     return measure.timed(work, repeats=3, warmups=2)
 
 
-def computed_again(case: str) -> dict[str, Any]:
-    """With `model.remat`."""
+def recomputed(case: str) -> dict[str, Any]:
+    """With `model.remat`: activations are recomputed for the gradient."""
     return _step(case, remat=True)
 
 
 def kept(case: str) -> dict[str, Any]:
-    """Without."""
+    """Without: activations are kept."""
     return _step(case, remat=False)
 
 
 if __name__ == "__main__":
-    measure.compare(__file__, {"remat": computed_again, "default": kept}, list(CASES))
+    measure.compare(__file__, {"remat": recomputed, "default": kept}, list(CASES))

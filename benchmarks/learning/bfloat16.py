@@ -1,15 +1,17 @@
-"""What computing in bfloat16 changes: outputs of ResNet-50 at 800x1066, and outputs and quality of a run.
+"""What does bfloat16 change? Outputs of a ResNet-50 at 800x1066; outputs and PQ of a trained run.
 
-python benchmarks/bfloat16.py [--workdir=runs/shapes]
+python benchmarks/learning/bfloat16.py [--workdir=runs/shapes]
 
-The weights are those of the tests: random, with batch norm statistics that keep activations in range and with
-contrasted attention, classes and masks; they amplify rounding far more than trained ones do.
+The ResNet-50 has the made-up weights of the tests: random, with batch norm statistics that keep activations
+in range and with contrasted attention, classes and masks. They amplify rounding far more than trained ones.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import measure
 import numpy as np
@@ -22,18 +24,18 @@ from detr_jax.evaluation.evaluate import evaluate_panoptic
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, build_model
-from detr_jax.runtime import parallel
 from detr_jax.weights.runs import load_params
 
 DTYPES = ("float32", "bfloat16")
+NAMED_CLASSES = 201  # ids up to COCO's largest; made-up logits of larger ids are hundreds below the rest
 
 
 def differences(exact: Any, half: Any) -> dict[str, dict[str, float]]:
-    """Spread of each output in float32, and mean and largest difference in bfloat16.
+    """Standard deviation of each output in float32, and mean and largest difference in bfloat16.
 
     Args:
-      exact: logits, boxes and masks.
-      half: the same.
+      exact: Logits, boxes and mask logits, computed in float32.
+      half: The same outputs, computed in bfloat16.
     """
     table = {}
     for name, a, b in zip(("logits", "boxes", "masks"), exact, half, strict=True):
@@ -47,22 +49,26 @@ def differences(exact: Any, half: Any) -> dict[str, dict[str, float]]:
 
 
 def made_up() -> dict[str, dict[str, float]]:
-    """Of ResNet-50 with made-up weights."""
+    """Differences for a ResNet-50 with made-up weights."""
     results = []
     for dtype in DTYPES:
-        model = Detr(dtype=dtype)
+        model = peer.make_model(dtype=dtype)
         predictor = Predictor(model, peer.make_params(model), peer.CATEGORIES)
         raw = predictor.raw(peer.resized_image(), resize=False)
-        # Made-up logits of other ids are far from all the rest.
-        results.append((raw.pred_logits[:, :201], raw.pred_boxes, raw.pred_masks))
+        results.append((raw.pred_logits[:, :NAMED_CLASSES], raw.pred_boxes, raw.pred_masks))
     return differences(*results)
 
 
 def trained(workdir: str, images: int = 64) -> dict[str, dict[str, float]]:
-    """Of a run's newest checkpoint, every query on the first images of its held-out split."""
+    """Differences for the newest checkpoint of a run, over all queries.
+
+    Args:
+      workdir: Directory of the run.
+      images: Number of images, from the start of the evaluation split.
+    """
     config = parse_config((Path(workdir) / "config.json").read_text())
     config.data.eval_count = config.eval.batch_size = images
-    batch, _ = next(eval_data(load_source(config.data, "eval"), config))
+    batch, _ = next(iter(eval_data(load_source(config.data, "eval"), config)))
     params = load_params(workdir)
     image, query = np.indices((images, config.model.num_queries))
     pairs = np.stack([image.ravel(), query.ravel()], 1)
@@ -77,35 +83,31 @@ def trained(workdir: str, images: int = 64) -> dict[str, dict[str, float]]:
             masks = detr.predict_masks(model, params, outputs.features, size, pairs)
             return outputs.logits[-1], outputs.boxes[-1], masks
 
-        results.append(jax.device_get(run(params, batch["image"], batch["size"])))
+        results.append(jax.device_get(run(params, batch.image, batch.size)))
     return differences(*results)
 
 
 def quality(workdir: str) -> dict[str, dict[str, float]]:
-    """All, things and stuff of a run's newest checkpoint."""
+    """Panoptic quality of the newest checkpoint of a run in both types: all, things, stuff, in percent.
+
+    Args:
+      workdir: Directory of the run.
+    """
     config = parse_config((Path(workdir) / "config.json").read_text())
-    source = load_source(config.data, "eval")
-    params = parallel.replicate(load_params(workdir))
+    source, params = load_source(config.data, "eval"), load_params(workdir)
     table = {}
     for dtype in DTYPES:
         config.model.dtype = dtype
-        inference = Segmenter(
-            build_model(config.model),
-            params,
-            source.categories,
-            threshold=config.eval.threshold,
-            merge_stuff=config.eval.merge_stuff,
-            duplicate_iou=config.eval.duplicate_iou,
-        )
-        result, _ = evaluate_panoptic(inference, eval_data(source, config))
+        segmenter = Segmenter.from_config(config, build_model(config.model), params, source.categories)
+        result, _ = evaluate_panoptic(segmenter, eval_data(source, config))
         table[dtype] = {group: 100 * result[group]["pq"] for group in ("All", "Things", "Stuff")}
     return table
 
 
 def main() -> None:
-    """Prints and writes what was found."""
+    """Prints and writes all tables."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--workdir", help="of a run, to compare its outputs and panoptic quality")
+    parser.add_argument("--workdir", help="run whose outputs and panoptic quality to compare")
     arguments = parser.parse_args()
     tables = {"outputs of made-up weights": made_up()}
     if arguments.workdir:

@@ -1,17 +1,22 @@
-"""Reading and augmenting one training example (800/1333, panoptic), against transformers' DetrImageProcessor.
+"""How long does one training example take to read and augment? Against transformers' DetrImageProcessor.
 
-python benchmarks/reading.py, with DETR_JAX_COCO_SAMPLE naming a folder in COCO's panoptic format.
+DETR_JAX_COCO_SAMPLE=FOLDER python benchmarks/speed/reading.py
+
+FOLDER is a COCO panoptic folder with a val2017 split. Its images are resized to 800/1333.
 """
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import measure
 import numpy as np
 from PIL import Image
 
+from detr_jax.config import default_config
 from detr_jax.data.coco import CocoPanoptic
 from detr_jax.data.transforms import EvalTransform, Plan, apply, plan_eval
 
@@ -20,17 +25,20 @@ REPEATS = 5
 
 
 def _root() -> Path:
+    if "DETR_JAX_COCO_SAMPLE" not in os.environ:
+        sys.exit("error: set DETR_JAX_COCO_SAMPLE to a folder in COCO's panoptic format")
     return Path(os.environ["DETR_JAX_COCO_SAMPLE"])
 
 
 def detr_jax(case: str) -> dict[str, Any]:
-    """Decode, number the segments, find boxes, mirror, resize image and map; uint8, masks stay one map."""
+    """Decode, number the segments, find boxes, mirror, resize image and map; uint8, one map for all masks."""
     source = CocoPanoptic(_root(), "val2017")
+    settings = EvalTransform.from_config(default_config().data)
 
     def work() -> None:
         for index in range(len(source)):
             example = source[index]
-            apply(example, Plan(plan_eval(example.orig_size, EvalTransform()).size, flip=True))
+            apply(example, Plan(plan_eval(example.orig_size, settings).size, flip=True))
 
     return _per_image(measure.timed(work, REPEATS), len(source))
 
@@ -61,4 +69,5 @@ def _per_image(result: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    _root()
     measure.compare(__file__, {"detr_jax": detr_jax, "transformers": transformers}, CASES)

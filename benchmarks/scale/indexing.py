@@ -1,8 +1,8 @@
-"""Time and memory from nothing to the plan of the first batch, for a data set as large as COCO.
+"""How long does opening a data set of COCO's size take? Time and memory until the first batch is planned.
 
-python benchmarks/indexing.py [--images=118287] [--folder=runs/indexing]
+python benchmarks/scale/indexing.py [--images=118287] [--folder=runs/indexing]
 
-Writes an annotation file with made-up segments, and empty files in the place of images and PNGs, once.
+The first run writes an annotation file with made-up segments, and empty files in place of images and PNGs.
 """
 
 import argparse
@@ -12,14 +12,20 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import measure
 import numpy as np
 
-SEGMENTS = 11  # of an image, as in COCO on average
+SEGMENTS = 11  # per image, COCO's average
 
 
 def write_folder(root: Path, images: int) -> None:
-    """A COCO panoptic folder in which only the annotations are real."""
+    """Writes a COCO panoptic folder whose image files are empty.
+
+    Args:
+      root: Directory to create.
+      images: Number of images.
+    """
     rng = np.random.default_rng(0)
     content: dict[str, list[dict[str, object]]] = {
         "categories": [{"id": k, "name": f"class {k}", "isthing": k < 91} for k in range(1, 201)],
@@ -46,7 +52,12 @@ def write_folder(root: Path, images: int) -> None:
 
 
 def index(root: Path) -> dict[str, float]:
-    """Seconds and memory of opening the folder, and of planning the first batch."""
+    """Time and memory of opening the folder and of planning the first batch.
+
+    Returns:
+      `images`; `open_s` and `plan_s` in seconds; `peak_gb`, the growth of the peak resident memory;
+      `kept_gb`, the size of the arrays of annotations.
+    """
     from detr_jax.config import default_config
     from detr_jax.data.batch_plan import TrainOrder
     from detr_jax.data.coco import CocoPanoptic
@@ -57,8 +68,7 @@ def index(root: Path) -> dict[str, float]:
     source = CocoPanoptic(root, "train2017")
     opened = time.perf_counter()
     data = default_config().data
-    fields = ("max_size", "crop_probability", "crop_scales", "crop_range", "flip")
-    settings = TrainTransform(scales=data.train_scales, **{name: data[name] for name in fields})
+    settings = TrainTransform.from_config(data)
     order = TrainOrder(source.sizes, batch_size=64, shapes=data.train_shapes, settings=settings, seed=0)
     order[0]
     planned = time.perf_counter()
@@ -75,9 +85,9 @@ def index(root: Path) -> dict[str, float]:
 def main() -> None:
     """Measures in a process of its own, prints the figures and writes JSON."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=int, default=118_287, help="COCO's train split by default")
-    parser.add_argument("--folder", type=Path, default=Path("runs/indexing"))
-    parser.add_argument("--alone", action="store_true", help="only prints the figures of an existing folder")
+    parser.add_argument("--images", type=int, default=118_287, help="default: %(default)s, COCO's train2017")
+    parser.add_argument("--folder", type=Path, default=Path("runs/indexing"), help="default: %(default)s")
+    parser.add_argument("--alone", action="store_true", help="only print the figures of an existing folder")
     arguments = parser.parse_args()
     if arguments.alone:
         print(json.dumps(index(arguments.folder)))
