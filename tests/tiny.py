@@ -1,9 +1,16 @@
-"""A model, batches and runs that take seconds, for tests that need no published weights."""
+"""A tiny model, with batches and configs for it, for tests that take seconds."""
+
+import dataclasses
 
 import make
 import numpy as np
+from ml_collections import ConfigDict
 
 from detr_jax.config import default_config
+from detr_jax.data import batches
+from detr_jax.data.batches import Batch
+from detr_jax.data.example import Example
+from detr_jax.data.transforms import TrainTransform
 from detr_jax.models.detr import Detr, build_model
 from detr_jax.weights.layouts import model_options_of
 
@@ -22,39 +29,38 @@ TINY = {
 
 
 def tiny_model(**options) -> Detr:
-    """The model of `TINY`, with some options changed."""
+    """The model with the options of `TINY`, some of them changed."""
     return build_model(tiny_config(**options).model)
 
 
 def published_model(state_dict, **options) -> Detr:
-    """The model that a published state dict is for, with some options changed."""
+    """The model of a published state dict, with some options changed."""
     config = default_config()
     config.model.update({**model_options_of(state_dict), **options})
     return build_model(config.model)
 
 
-def make_batch(parts, shape, max_targets):
+def make_batch(parts, shape, max_targets) -> Batch:
     """A batch of (image, (segment_map, labels, boxes)) parts."""
-    count = len(parts)
-    batch = {
-        "image": np.zeros((count, *shape, 3), np.uint8),
-        "size": np.array([part[0].shape[:2] for part in parts], np.int32),
-        "segment_map": np.zeros((count, *shape), np.uint8),
-        "labels": np.full((count, max_targets), -1, np.int32),
-        "boxes": np.zeros((count, max_targets, 4), np.float32),
-        "image_id": np.arange(count),
-    }
-    for row, (image, (segment_map, labels, boxes)) in enumerate(parts):
-        height, width = segment_map.shape
-        batch["image"][row, :height, :width] = image
-        batch["segment_map"][row, :height, :width] = segment_map
-        batch["labels"][row, : len(labels)] = labels
-        batch["boxes"][row, : len(labels)] = boxes
-    return batch
+    examples = [
+        Example(
+            image=image,
+            segment_map=segment_map,
+            labels=labels,
+            boxes=boxes,
+            areas=np.bincount(segment_map.ravel(), minlength=len(labels) + 1)[1:],
+            iscrowd=np.zeros(len(labels), bool),
+            image_id=image_id,
+            orig_size=segment_map.shape,
+            file_name=f"{image_id}.png",
+        )
+        for image_id, (image, (segment_map, labels, boxes)) in enumerate(parts)
+    ]
+    return batches.make_batch(examples, shape, max_targets)
 
 
-def tiny_batch(count):
-    """Images of two sizes with a different number of targets each."""
+def tiny_batch(count) -> Batch:
+    """Images of two sizes, the k-th with at most k + 1 targets."""
     parts = []
     for index in range(count):
         shape = (48, 64) if index % 2 else (40, 52)
@@ -63,7 +69,8 @@ def tiny_batch(count):
     return make_batch(parts, (48, 64), 8)
 
 
-def tiny_config(stage="joint", **model):
+def tiny_config(stage="joint", **model) -> ConfigDict:
+    """The default config with a tiny model, some of its options changed."""
     config = default_config()
     config.stage = stage
     config.model.update({**TINY, **model})
@@ -72,8 +79,13 @@ def tiny_config(stage="joint", **model):
     return config
 
 
-def small_run():
-    """A config of four steps on small generated pictures."""
+def train_transform(**options) -> TrainTransform:
+    """The augmentation of the default config, with some options changed."""
+    return dataclasses.replace(TrainTransform.from_config(default_config().data), **options)
+
+
+def small_run() -> ConfigDict:
+    """The config of a run of four steps on 64 x 64 generated images."""
     config = tiny_config()
     config.batch_size = 4
     config.steps = 4

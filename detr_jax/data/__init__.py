@@ -1,1 +1,1 @@
-"""Data sources, transforms and batches."""
+"""Datasets, augmentation and batches, in NumPy on the host."""

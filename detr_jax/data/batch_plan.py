@@ -1,9 +1,10 @@
-"""Which images form which batch, planned from their sizes alone.
+"""Composition of batches, planned from image sizes alone.
 
-Every process plans all global batches and reads only its own rows. So processes agree on the order and on
-every shape without talking to one another.
+Every process plans all global batches and loads only its share of each. So all processes agree on the order
+and on every static shape without communication.
 """
 
+import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,53 +13,83 @@ import numpy as np
 from jaxtyping import Int
 
 from detr_jax.data import transforms
-from detr_jax.data.transforms import EvalTransform, Plan, Size, TrainTransform
+from detr_jax.data.example import Size
+from detr_jax.data.transforms import EvalTransform, Plan, TrainTransform
+from detr_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessShare:
+    """The rows `index::count` of every global batch, which one of `count` processes loads.
+
+    Attributes:
+      index: index of the process.
+      count: number of processes.
+    """
+
+    index: int
+    count: int
 
 
 class Rows(NamedTuple):
-    """What goes into one global batch.
+    """The images of a global batch.
 
     Attributes:
-      shape: static height and width.
-      indices: position of each image in its source.
-      epochs: for which each image is augmented; none in evaluation.
+      shape: static height and width of the batch.
+      indices: index of each image in its source.
+      epochs: epoch whose augmentation each image gets; empty in evaluation.
     """
 
     shape: Size
     indices: tuple[int, ...]
     epochs: tuple[int, ...] = ()
 
+    def of(self, share: ProcessShare) -> "Rows":
+        """The rows that one process loads."""
+        chosen = slice(share.index, None, share.count)
+        return Rows(self.shape, self.indices[chosen], self.epochs[chosen])
+
+
+def smallest_fitting(size: Size, shapes: Sequence[Size]) -> Size | None:
+    """The shape of smallest area that holds an image of `size`; None if there is none."""
+    fitting = [shape for shape in shapes if size[0] <= shape[0] and size[1] <= shape[1]]
+    return min(fitting, key=lambda shape: (shape[0] * shape[1], shape), default=None)
+
 
 def choose_shape(size: Size, shapes: Sequence[Size]) -> Size:
-    """The static shape of the smallest area that holds a size; all are (height, width).
+    """The shape of smallest area that holds an image of `size`.
 
     Raises:
-      ValueError: no shape holds it.
+      UserError: no shape holds it.
     """
-    fitting = [shape for shape in shapes if size[0] <= shape[0] and size[1] <= shape[1]]
-    if not fitting:
+    shape = smallest_fitting(size, shapes)
+    if shape is None:
         listed = ", ".join(f"{height} x {width}" for height, width in shapes) or "none"
-        raise ValueError(
+        raise UserError(
             f"No static shape holds an image of {size[0]} x {size[1]} (height x width); shapes: {listed}. "
-            "Add a larger shape, or limit the size of images by the transform."
+            "Add a larger shape to data.train_shapes or data.eval_shapes, or lower data.max_size."
         )
-    return min(fitting, key=lambda shape: (shape[0] * shape[1], shape))
+    return shape
 
 
 class TrainOrder:
-    """The global batches of training, a pure function of the arguments.
+    """The global batches of training: a pure function of the constructor's arguments.
 
-    An epoch is a random order of all images. Epochs follow one another without a gap: the last few images
-    of one, which do not fill a global batch, are batched with the first of the next. So each epoch has every
-    image once. Of every `batches_per_epoch` batches, images wait for others of the same static shape until
-    they fill a batch; those left waiting at the end are merged into batches of a shape that holds them all.
-    The transform of an image is drawn with `np.random.default_rng([seed, epoch, index])`.
+    Each epoch is a random permutation of all images. Epochs follow one another without a gap: the last
+    images of an epoch that do not fill a global batch share one with the first images of the next, so every
+    epoch contains each image once.
 
-    Batches are planned as they are asked for. Going back, or starting in the middle, plans at most that many
-    batches anew.
+    Batches are formed within parts of `batches_per_epoch` batches. Images wait for others of the same static
+    shape until they fill a batch. Those still waiting at the end of a part are merged into batches of a shape
+    that holds them all.
+
+    The augmentation of an image is drawn from `np.random.default_rng([seed, epoch, index])`.
+
+    Batches are planned on demand. Access to an earlier part, or to the middle of one, plans that part from
+    its start, at most `batches_per_epoch` batches.
 
     Attributes:
-      batches_per_epoch: number of images // batch_size.
+      batches_per_epoch: number of images // `batch_size`.
     """
 
     def __init__(
@@ -70,25 +101,26 @@ class TrainOrder:
         settings: TrainTransform,
         seed: int,
     ) -> None:
-        """Checks that every batch that may come can be made.
+        """Checks that every batch of any epoch will have a static shape.
 
         Args:
           sizes: height and width of every image.
-          batch_size: images in a global batch.
-          shapes: static shapes; the largest must hold every other, for batches of mixed sizes.
-          settings: of the augmentation.
-          seed: of the order and of the augmentation.
+          batch_size: number of images in a global batch.
+          shapes: static (height, width) of batches; the largest must hold all others, for merged batches.
+          settings: augmentation settings.
+          seed: random seed of the order and of the augmentation.
 
         Raises:
-          ValueError: fewer images than one batch has, or shapes that cannot hold them.
+          UserError: there are fewer images than `batch_size`, or `shapes` cannot hold them.
         """
         if len(sizes) < batch_size:
-            raise ValueError(f"There are {len(sizes)} images, fewer than one batch of {batch_size}.")
-        _check_shapes(sizes, shapes, settings)
+            raise UserError(f"There are {len(sizes)} images, fewer than one batch of {batch_size}.")
+        _check_shapes_hold_images(shapes, sizes, settings)
         self._sizes, self._batch_size, self._shapes = sizes, batch_size, shapes
         self._settings, self._seed = settings, seed
         self.batches_per_epoch = len(sizes) // batch_size
         self._lock = threading.Lock()
+        # Of each part in use: the batches planned so far, and the rest of its plan.
         self._parts: dict[int, tuple[list[Rows], Iterator[Rows]]] = {}
 
     def __getitem__(self, step: int) -> Rows:
@@ -96,7 +128,7 @@ class TrainOrder:
         part, position = divmod(step, self.batches_per_epoch)
         with self._lock:
             if part not in self._parts:
-                # Threads that read ahead ask for batches of two parts in turn, so the neighbour stays.
+                # Threads that load ahead alternate between two parts, so the neighbouring parts are kept.
                 neighbours = {p: planned for p, planned in self._parts.items() if abs(p - part) == 1}
                 self._parts = neighbours | {part: ([], self._plan_part(part))}
             planned, rest = self._parts[part]
@@ -105,14 +137,14 @@ class TrainOrder:
             return planned[position]
 
     def plan(self, index: int, epoch: int) -> Plan:
-        """How an image is transformed in an epoch."""
+        """The transform of an image in an epoch."""
         rng = np.random.default_rng([self._seed, epoch, index])
         height, width = self._sizes[index].tolist()
         return transforms.plan_train((height, width), rng, self._settings)
 
     def _plan_part(self, part: int) -> Iterator[Rows]:
         waiting: dict[Size, list[tuple[int, int, Size]]] = {}
-        for index, epoch in self._images(part):
+        for index, epoch in self._images_of_part(part):
             size = self.plan(index, epoch).size
             shape = choose_shape(size, self._shapes)
             group = waiting.setdefault(shape, [])
@@ -120,12 +152,12 @@ class TrainOrder:
             if len(group) == self._batch_size:
                 yield self._rows(waiting.pop(shape))
         # Sorted by shape, neighbours are alike, and few batches need a larger shape than their images.
-        left = [image for shape in sorted(waiting) for image in waiting[shape]]
-        for first in range(0, len(left), self._batch_size):
-            yield self._rows(left[first : first + self._batch_size])
+        merged = [image for shape in sorted(waiting) for image in waiting[shape]]
+        for first in range(0, len(merged), self._batch_size):
+            yield self._rows(merged[first : first + self._batch_size])
 
-    def _images(self, part: int) -> Iterator[tuple[int, int]]:
-        """Index and epoch of the images of `batches_per_epoch` batches."""
+    def _images_of_part(self, part: int) -> Iterator[tuple[int, int]]:
+        """Index and epoch of each image of a part."""
         count = self.batches_per_epoch * self._batch_size
         epoch, position = divmod(part * count, len(self._sizes))
         while count > 0:
@@ -143,10 +175,18 @@ class TrainOrder:
 def plan_evaluation(
     sizes: Int[np.ndarray, "images 2"], *, batch_size: int, shapes: Sequence[Size], settings: EvalTransform
 ) -> list[Rows]:
-    """Global batches that hold each image once, in order within each shape; the last of a shape may be short.
+    """Global batches that contain each image once, grouped by static shape and in order within a shape.
+
+    The last batch of a shape may be short.
+
+    Args:
+      sizes: height and width of every image.
+      batch_size: number of images in a global batch.
+      shapes: static (height, width) of batches.
+      settings: resize settings.
 
     Raises:
-      ValueError: no shape holds an image.
+      UserError: no shape holds an image.
     """
     groups: dict[Size, list[int]] = {}
     for index, (height, width) in enumerate(sizes.tolist()):
@@ -159,15 +199,15 @@ def plan_evaluation(
     ]
 
 
-def _check_shapes(
-    sizes: Int[np.ndarray, "images 2"], shapes: Sequence[Size], settings: TrainTransform
+def _check_shapes_hold_images(
+    shapes: Sequence[Size], sizes: Int[np.ndarray, "images 2"], settings: TrainTransform
 ) -> None:
-    """Finds at the start what would otherwise stop a run in some later epoch."""
+    """Raises at the start what would otherwise stop the run in some later epoch."""
     for size in transforms.greatest_sizes(sizes, settings):
         choose_shape(size, shapes)
     height, width = np.max(shapes, axis=0).tolist()
     if (height, width) not in [tuple(shape) for shape in shapes]:
-        raise ValueError(
-            "No static shape holds all the others, which the last batches of an epoch need, where sizes are "
-            f"mixed. Add {height} x {width} (height x width)."
+        raise UserError(
+            "No static shape holds all others, but the last batches of an epoch mix images of several "
+            f"shapes. Add {height} x {width} (height x width) to data.train_shapes."
         )

@@ -1,24 +1,47 @@
-"""Batches of static shapes, read ahead by Grain."""
+"""Batches of static shapes, loaded ahead of time by Grain."""
 
 import dataclasses
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Literal, NamedTuple, SupportsIndex, TypeVar
 
 import grain
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float32, Int32, Int64, UInt8
 
 from detr_jax.data import transforms
-from detr_jax.data.batch_plan import TrainOrder, plan_evaluation
-from detr_jax.data.example import Example, Source
+from detr_jax.data.batch_plan import ProcessShare, TrainOrder, plan_evaluation
+from detr_jax.data.example import Example, Size, Source
 from detr_jax.data.segment_maps import keep_segments
-from detr_jax.data.transforms import EvalTransform, Size, TrainTransform
-
-Batch = dict[str, Shaped[np.ndarray, "batch ..."]]
-
+from detr_jax.data.transforms import EvalTransform, TrainTransform
+from detr_jax.errors import UserError
 
 Crowd = Literal["keep", "drop"]
+
+_Element = TypeVar("_Element")
+_SINGLE_PROCESS = ProcessShare(0, 1)
+
+
+class Batch(NamedTuple):
+    """Images and targets of one static shape, as NumPy arrays on the host or JAX arrays on the devices.
+
+    Attributes:
+      image: RGB pixels, top-left aligned and padded with zeros.
+      size: valid height and width of each image in pixels.
+      orig_size: height and width of each image before any transform; None on the devices.
+      segment_map: number of the segment of each pixel, counted from 1; 0 is void or padding.
+      labels: category id of each segment; -1 is padding.
+      boxes: box of each segment as (cx, cy, w, h), relative to `size`; 0 is padding.
+      image_id: id of each image; None on the devices.
+    """
+
+    image: UInt8[Any, "batch height width 3"]
+    size: Int32[Any, "batch 2"]
+    orig_size: Int32[Any, "batch 2"] | None
+    segment_map: UInt8[Any, "batch height width"]
+    labels: Int32[Any, "batch targets"]
+    boxes: Float32[Any, "batch targets 4"]
+    image_id: Int64[Any, " batch"] | None
 
 
 def train_batches(
@@ -28,54 +51,50 @@ def train_batches(
     shapes: Sequence[Size],
     settings: TrainTransform,
     max_targets: int,
-    crowd: Crowd = "keep",
-    seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int = 4,
+    crowd: Crowd,
+    seed: int,
+    threads: int,
+    share: ProcessShare = _SINGLE_PROCESS,
     epochs: int | None = None,
 ) -> grain.DatasetIterator[Batch]:
-    """Augmented batches in random order, without end unless `epochs` is given.
+    """Augmented batches in random order, endless unless `epochs` is given.
 
-    `get_state()["next_index"]` counts the batches so far. Setting a state, also in a new iterator of the same
-    arguments, goes on with exactly the next batch; `grain.checkpoint.CheckpointSave` puts it into an Orbax
-    checkpoint. `TrainOrder` tells how images are grouped.
+    `TrainOrder` defines which images form a batch. `get_state()["next_index"]` is the number of batches
+    returned so far. After `set_state`, also in a new iterator with the same arguments, iteration resumes at
+    exactly the next batch. `grain.checkpoint.CheckpointSave` stores the state in an Orbax checkpoint.
 
     Args:
-      source: of images and annotations.
-      batch_size: images in a global batch, over all processes.
-      shapes: static (height, width) of batches; the largest must hold every other.
-      settings: of the augmentation.
-      max_targets: segments an image can have in a batch. Of more, those with the most pixels are kept and the
-        others become void.
-      crowd: "keep" makes targets of crowd segments, too, as the original does for panoptic data; "drop" makes
+      source: training images.
+      batch_size: number of images in a global batch, over all processes.
+      shapes: static (height, width) of batches; the largest must hold all others.
+      settings: augmentation settings.
+      max_targets: maximum number of segments per image; see `make_batch`.
+      crowd: "keep" makes targets of crowd segments, as the original does for panoptic data; "drop" makes
         them void.
-      seed: of the order and of the augmentation.
-      process_index: which of the processes this is; it takes the rows `process_index::process_count`.
-      process_count: how many processes share each global batch.
-      threads: that read and transform batches ahead, each a batch at a time; 0 does so on demand.
-      epochs: passes over the data, each rounded down to whole batches; None for no end.
+      seed: random seed of the order and of the augmentation.
+      threads: number of threads that load batches ahead of time, one batch each; 0 loads on demand.
+      share: rows of each global batch that this process loads.
+      epochs: number of passes over the data, each rounded down to whole batches; None for endless batches.
 
     Returns:
-      An iterator of batches as in `make_batch`.
+      An iterator of batches.
 
     Raises:
-      ValueError: an empty source, a batch size that cannot be shared, or shapes that cannot hold the images.
+      UserError: the source is empty, `batch_size` exceeds it or is not a multiple of the number of
+        processes, or `shapes` cannot hold the images.
     """
-    _check_sharing(source, batch_size, process_index, process_count)
+    _check_batch_size(batch_size, source, share)
     order = TrainOrder(source.sizes, batch_size=batch_size, shapes=shapes, settings=settings, seed=seed)
-    length = sys.maxsize if epochs is None else epochs * order.batches_per_epoch
 
     def load(step: int) -> Batch:
-        rows = order[step]
-        mine = slice(process_index, None, process_count)
+        rows = order[step].of(share)
         examples = [
             transforms.apply(_read(source, index, crowd), order.plan(index, epoch))
-            for index, epoch in zip(rows.indices[mine], rows.epochs[mine], strict=True)
+            for index, epoch in zip(rows.indices, rows.epochs, strict=True)
         ]
         return make_batch(examples, rows.shape, max_targets)
 
-    return _iterate(length, load, threads)
+    return _load_ahead(load, sys.maxsize if epochs is None else epochs * order.batches_per_epoch, threads)
 
 
 def eval_batches(
@@ -85,80 +104,74 @@ def eval_batches(
     shapes: Sequence[Size],
     settings: EvalTransform,
     max_targets: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int = 4,
+    threads: int,
+    share: ProcessShare = _SINGLE_PROCESS,
 ) -> grain.DatasetIterator[tuple[Batch, list[Example]]]:
-    """One pass over the data, grouped by shape, with the annotations at the original size.
+    """One pass over the data, grouped by static shape, with the annotations at the original size.
 
-    Every process gets the same number of batches of the same shapes. The last batch of a shape is filled up
+    All processes get the same number of batches, of the same shapes. The last batch of a shape is filled up
     by repeating an image.
 
     Args:
-      source: of images and annotations.
-      batch_size: images in a global batch, over all processes.
+      source: evaluation images.
+      batch_size: number of images in a global batch, over all processes.
       shapes: static (height, width) of batches.
-      settings: of the resize.
-      max_targets: segments an image can have in a batch, as in `train_batches`.
-      process_index: which of the processes this is; it takes the rows `process_index::process_count`.
-      process_count: how many processes share each global batch.
-      threads: that read and transform batches ahead, each a batch at a time; 0 does so on demand.
+      settings: resize settings.
+      max_targets: maximum number of segments per image; see `make_batch`.
+      threads: number of threads that load batches ahead of time, one batch each; 0 loads on demand.
+      share: rows of each global batch that this process loads.
 
     Returns:
-      An iterator of (batch, examples): as in `make_batch`, and the untransformed examples of its first rows;
-      the remaining rows, perhaps all, are padding.
+      An iterator of (batch, examples). `examples` are the untransformed examples of the first rows of the
+      batch; the remaining rows, possibly all, repeat an image.
 
     Raises:
-      ValueError: an empty source, a batch size that cannot be shared, or shapes that cannot hold the images.
+      UserError: the source is empty, `batch_size` is not a multiple of the number of processes, or `shapes`
+        cannot hold the images.
     """
-    _check_sharing(source, batch_size, process_index, process_count)
-    order = plan_evaluation(source.sizes, batch_size=batch_size, shapes=shapes, settings=settings)
+    _check_batch_size(batch_size, source, share)
+    plan = plan_evaluation(source.sizes, batch_size=batch_size, shapes=shapes, settings=settings)
 
     def load(step: int) -> tuple[Batch, list[Example]]:
-        rows = order[step]
-        examples = [source[index] for index in rows.indices[process_index::process_count]]
-        # A process without an image of a short last batch reads another's: it must still make a batch.
-        shown = examples or [source[rows.indices[0]]]
+        rows = plan[step]
+        examples = [source[index] for index in rows.of(share).indices]
+        # A process that gets no image of a short last batch still has to run it, on any image.
+        padded = examples or [source[rows.indices[0]]]
         resized = [
-            transforms.apply(example, transforms.plan_eval(example.orig_size, settings)) for example in shown
+            transforms.apply(example, transforms.plan_eval(example.orig_size, settings)) for example in padded
         ]
-        resized += resized[:1] * (batch_size // process_count - len(resized))
+        resized += resized[:1] * (batch_size // share.count - len(resized))
         return make_batch(resized, rows.shape, max_targets), examples
 
-    return _iterate(len(order), load, threads)
+    return _load_ahead(load, len(plan), threads)
 
 
 def make_batch(examples: Sequence[Example], shape: Size, max_targets: int) -> Batch:
-    """Stacks transformed examples, top-left aligned and padded with zeros.
+    """Stacks transformed examples, top-left aligned and padded.
 
     Args:
-      examples: no larger than `shape`.
-      shape: height and width.
-      max_targets: segments an image can have. Of more, those with the most pixels are kept and the others
-        become void.
-
-    Returns:
-      image uint8 (B, H, W, 3); size and orig_size int32 (B, 2), height and width; segment_map uint8
-      (B, H, W), 0 void, k the k-th segment; labels int32 (B, max_targets), category ids, -1 padding; boxes
-      float32 (B, max_targets, 4), cx, cy, w, h relative to `size`, 0 padding; image_id int64 (B,).
+      examples: transformed examples, none larger than `shape`.
+      shape: height and width of the batch.
+      max_targets: maximum number of segments per image. Of more, those with the most pixels are kept, and
+        the others become void.
     """
     count = len(examples)
-    batch: Batch = {
-        "image": np.zeros((count, *shape, 3), np.uint8),
-        "size": np.array([example.segment_map.shape for example in examples], np.int32),
-        "orig_size": np.array([example.orig_size for example in examples], np.int32),
-        "segment_map": np.zeros((count, *shape), np.uint8),
-        "labels": np.full((count, max_targets), -1, np.int32),
-        "boxes": np.zeros((count, max_targets, 4), np.float32),
-        "image_id": np.array([example.image_id for example in examples], np.int64),
-    }
+    batch = Batch(
+        image=np.zeros((count, *shape, 3), np.uint8),
+        size=np.array([example.segment_map.shape for example in examples], np.int32),
+        orig_size=np.array([example.orig_size for example in examples], np.int32),
+        segment_map=np.zeros((count, *shape), np.uint8),
+        labels=np.full((count, max_targets), -1, np.int32),
+        boxes=np.zeros((count, max_targets, 4), np.float32),
+        image_id=np.array([example.image_id for example in examples], np.int64),
+    )
     for row, example in enumerate(examples):
         height, width = example.segment_map.shape
         example = _keep_largest(example, max_targets)
-        batch["image"][row, :height, :width] = example.image
-        batch["segment_map"][row, :height, :width] = example.segment_map
-        batch["labels"][row, : len(example.labels)] = example.labels
-        batch["boxes"][row, : len(example.labels)] = example.boxes
+        batch.image[row, :height, :width] = example.image
+        batch.segment_map[row, :height, :width] = example.segment_map
+        batch.labels[row, : len(example.labels)] = example.labels
+        batch.boxes[row, : len(example.labels)] = example.boxes
     return batch
 
 
@@ -168,6 +181,7 @@ def _read(source: Source, index: int, crowd: Crowd) -> Example:
 
 
 def _keep_largest(example: Example, count: int) -> Example:
+    """Keeps at most `count` segments, those with the most pixels."""
     if len(example.labels) <= count:
         return example
     pixels = np.bincount(example.segment_map.ravel(), minlength=len(example.labels) + 1)[1:]
@@ -177,31 +191,33 @@ def _keep_largest(example: Example, count: int) -> Example:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Steps:
-    """Random access for Grain to what a function makes of each step."""
+class _RandomAccess(Generic[_Element]):
+    """A function of the step number as a sequence, which is what Grain reads from."""
 
+    load: Callable[[int], _Element]
     length: int
-    load: Any
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, step: Any) -> Any:
+    def __getitem__(self, step: SupportsIndex) -> _Element:
         return self.load(int(step))
 
 
-def _iterate(length: int, load: Any, threads: int) -> grain.DatasetIterator[Any]:
+def _load_ahead(
+    load: Callable[[int], _Element], length: int, threads: int
+) -> grain.DatasetIterator[_Element]:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    return iter(grain.MapDataset.source(_Steps(length, load)).to_iter_dataset(options))
+    return iter(grain.MapDataset.source(_RandomAccess(load, length)).to_iter_dataset(options))
 
 
-def _check_sharing(source: Source, batch_size: int, process_index: int, process_count: int) -> None:
+def _check_batch_size(batch_size: int, source: Source, share: ProcessShare) -> None:
     if len(source) == 0:
-        raise ValueError("The source has no images.")
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"A global batch of {batch_size} cannot be shared by {process_count} processes; choose a "
-            "multiple of that."
+        raise UserError("The dataset has no images.")
+    if batch_size < 1 or batch_size % share.count:
+        raise UserError(
+            f"A global batch of {batch_size} images cannot be divided among {share.count} processes: the "
+            "batch size must be a multiple of their number."
         )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index is {process_index}, but there are {process_count} processes.")
+    if not 0 <= share.index < share.count:
+        raise ValueError(f"the process index is {share.index}, but there are {share.count} processes")

@@ -1,11 +1,12 @@
-"""Category lists: COCO panoptic's, and the JSON form of any."""
+"""The categories of COCO panoptic, and the JSON form of category lists."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from detr_jax.data.example import Category
+from detr_jax.errors import UserError
 
-# Id, name and display colour of the 80 things and of the 53 stuff classes, as in panoptic_val2017.json.
+# Id, name and display colour of the 80 thing and the 53 stuff categories, as in panoptic_val2017.json.
 _THINGS = """
     1 person dc143c; 2 bicycle 770b20; 3 car 00008e; 4 motorcycle 0000e6; 5 airplane 6a00e4; 6 bus 003c64;
     7 train 005064; 8 truck 000046; 9 boat 0000c0; 10 traffic light faaa1e; 11 fire hydrant 64aa1e;
@@ -42,12 +43,12 @@ _STUFF = """
 
 
 def coco_panoptic() -> tuple[Category, ...]:
-    """The 133 categories of COCO panoptic by id: 80 things, then 53 stuff classes."""
+    """The 133 categories of COCO panoptic, ordered by id: 80 things, then 53 stuff categories."""
     return _parse(_THINGS, isthing=True) + _parse(_STUFF, isthing=False)
 
 
 def to_json(categories: Iterable[Category]) -> list[dict[str, Any]]:
-    """The list that COCO panoptic files hold under "categories"."""
+    """The `categories` list of a COCO panoptic JSON file."""
     return [
         {
             "id": category.id,
@@ -60,46 +61,47 @@ def to_json(categories: Iterable[Category]) -> list[dict[str, Any]]:
 
 
 def from_json(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
-    """Reads the list that COCO panoptic files hold under "categories".
+    """Reads the `categories` list of a COCO JSON file.
 
     Args:
-      entries: each with "id" and "name". "isthing" is 1 unless given, as in COCO's detection files, and
-        "color" is made from the id unless given.
+      entries: dicts with "id" and "name". "isthing" defaults to 1, since COCO's detection files, which lack
+        it, contain only things. "color" defaults to a colour derived from the id.
 
     Raises:
-      ValueError: an entry lacks its id or its name, an id is negative, or two entries share an id.
+      UserError: an entry has no id or no name, an id is negative, or two entries have the same id.
     """
     categories = []
     for entry in entries:
         if "id" not in entry or "name" not in entry:
-            raise ValueError(f'A category needs "id" and "name"; this one is {entry}.')
-        color = entry.get("color") or _color(int(entry["id"]))
+            raise UserError(f'every category needs "id" and "name", but one is {entry}.')
+        color = entry.get("color") or _default_color(int(entry["id"]))
         red, green, blue = (int(channel) for channel in color)
         categories.append(
             Category(int(entry["id"]), str(entry["name"]), bool(entry.get("isthing", 1)), (red, green, blue))
         )
     ids = [category.id for category in categories]
     if ids and min(ids) < 0:
-        raise ValueError(f"Category ids count from 0, but one is {min(ids)}.")
-    repeated = sorted({identity for identity in ids if ids.count(identity) > 1})
+        raise UserError(f"category ids must not be negative, but one is {min(ids)}.")
+    repeated = sorted({category_id for category_id in ids if ids.count(category_id) > 1})
     if repeated:
-        raise ValueError(f"Category ids must be unique, but these appear more than once: {repeated}.")
+        raise UserError(f"category ids must be unique, but these occur more than once: {repeated}.")
     return tuple(categories)
 
 
 def _parse(table: str, isthing: bool) -> tuple[Category, ...]:
+    """Reads rows of id, name and hexadecimal colour."""
     categories = []
     for row in table.split(";"):
-        identity, *name, color = row.split()
+        category_id, *name, color = row.split()
         red, green, blue = bytes.fromhex(color)
-        categories.append(Category(int(identity), " ".join(name), isthing, (red, green, blue)))
+        categories.append(Category(int(category_id), " ".join(name), isthing, (red, green, blue)))
     return tuple(categories)
 
 
-def _color(identity: int) -> tuple[int, int, int]:
-    """Spreads ids over the colours: the bits of the id, reversed, as in the PASCAL VOC colour map."""
+def _default_color(category_id: int) -> tuple[int, int, int]:
+    """A distinct colour per id, made of its reversed bits as in the PASCAL VOC colour map."""
     channels = [0, 0, 0]
     for level in range(8):
         for channel in range(3):
-            channels[channel] |= ((identity >> (3 * level + channel)) & 1) << (7 - level)
+            channels[channel] |= ((category_id >> (3 * level + channel)) & 1) << (7 - level)
     return channels[0], channels[1], channels[2]

@@ -1,6 +1,6 @@
-"""Looks through a COCO panoptic folder for everything that training would stumble over.
+"""Finds every problem of a COCO panoptic folder.
 
-`CocoPanoptic` stops at the first problem; this names all of them, each with its file and image id.
+`CocoPanoptic` stops at the first problem that it meets; `check_folder` reports all of them.
 """
 
 import json
@@ -14,20 +14,30 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from detr_jax.data.segment_maps import MAX_SEGMENTS, read_ids
-
-READERS = 8
-
+from detr_jax.data.images import decode_image
+from detr_jax.data.segment_maps import MAX_SEGMENTS, ids_from_png
+from detr_jax.errors import UserError
 
 Entry = dict[str, Any]
 
+# Required fields of the entries of each list of the JSON file; the first identifies an entry.
+_FIELDS: dict[str, dict[str, type]] = {
+    "categories": {"id": int, "name": str},
+    "images": {"id": int, "file_name": str, "height": int, "width": int},
+    "annotations": {"image_id": int, "file_name": str, "segments_info": list},
+}
+_SEGMENT_FIELDS: dict[str, type] = {"id": int, "category_id": int, "area": int}
+_READER_THREADS = 8
+
 
 def check_folder(root: str | Path, progress: bool = False) -> Iterator[str]:
-    """Every problem of every split that has an annotation file.
+    """Yields every problem of every split that has an annotation file.
+
+    Each problem is one line that names the file and, where there is one, the image id.
 
     Args:
       root: folder with `annotations/panoptic_{split}.json`, `{split}/` and `panoptic_{split}/`.
-      progress: whether to show it on the terminal.
+      progress: whether to show progress bars on the terminal.
     """
     files = sorted(Path(root).glob("annotations/panoptic_*.json"))
     if not files:
@@ -37,126 +47,133 @@ def check_folder(root: str | Path, progress: bool = False) -> Iterator[str]:
 
 
 def check_split(root: Path, split: str, progress: bool = False) -> Iterator[str]:
-    """Every problem of one split, see `check_folder`."""
+    """Yields every problem of one split; see `check_folder`."""
     path = root / "annotations" / f"panoptic_{split}.json"
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         yield f"{path}: not JSON ({error})"
         return
-    lists = {key: content.get(key) if isinstance(content, dict) else None for key in _FIELDS}
-    for key, entries in lists.items():
-        if not isinstance(entries, list):
-            yield f"{path}: no list of {key}"
-    if not all(isinstance(entries, list) for entries in lists.values()):
-        return
-    for problem in _check_lists(**lists):  # type: ignore[arg-type]
+    for problem in find_json_problems(content):
         yield f"{path}: {problem}"
-    whole = {
-        key: [entry for entry in lists[key] or [] if not _lacking(fields, entry)]
-        for key, fields in _FIELDS.items()
-    }
-    known = {category["id"] for category in whole["categories"]}
-    images = {image["id"]: image for image in whole["images"]}
-    pairs = [(images[a["image_id"]], a) for a in whole["annotations"] if a["image_id"] in images]
+    lists = _well_formed_lists(content)
+    images = {image["id"]: image for image in lists["images"]}
+    pairs = [(images[a["image_id"]], a) for a in lists["annotations"] if a["image_id"] in images]
 
     def check(pair: tuple[Entry, Entry]) -> list[str]:
-        return list(_check_pair(root, split, *pair, known))
+        return list(_find_file_problems(root, split, *pair))
 
-    with ThreadPoolExecutor(READERS) as readers:
-        found = readers.map(check, pairs)
-        for problems in track(found, split, len(pairs), disable=not progress):
+    with ThreadPoolExecutor(_READER_THREADS) as readers:
+        results = readers.map(check, pairs)
+        for problems in track(results, split, len(pairs), disable=not progress):
             yield from problems
 
 
-_FIELDS: dict[str, dict[str, type]] = {  # the first identifies an entry
-    "categories": {"id": int, "name": str},
-    "images": {"id": int, "file_name": str, "height": int, "width": int},
-    "annotations": {"image_id": int, "file_name": str, "segments_info": list},
-}
+def find_json_problems(content: Any) -> Iterator[str]:
+    """Yields every problem of the content of an annotation file that shows without opening the images.
+
+    Args:
+      content: decoded JSON.
+    """
+    absent = [key for key in _FIELDS if not _is_list(content, key)]
+    if absent:
+        yield from (f"no list of {key}" for key in absent)
+        return
+    for key, fields in _FIELDS.items():
+        for number, entry in enumerate(content[key]):
+            missing = _missing_fields(fields, entry)
+            if missing:
+                yield f"{key}[{number}] has no {', '.join(missing)}: {str(entry)[:80]}"
+    lists = _well_formed_lists(content)
+    for key, entries in lists.items():
+        identity, *_ = _FIELDS[key]
+        for value, count in Counter(entry[identity] for entry in entries).items():
+            if count > 1:
+                yield f"{count} {key} have the {identity} {value}"
+    for category in lists["categories"]:
+        if category["id"] < 0:
+            yield f"category {category['name']} has the id {category['id']}: ids must not be negative"
+    image_files = {image["id"]: image["file_name"] for image in lists["images"]}
+    annotation_files = {entry["image_id"]: entry["file_name"] for entry in lists["annotations"]}
+    for image_id in image_files.keys() - annotation_files.keys():
+        yield f"image {image_id} ({image_files[image_id]}) has no annotation"
+    for image_id in annotation_files.keys() - image_files.keys():
+        yield f"annotation {annotation_files[image_id]} belongs to image {image_id}, which is not listed"
+    category_ids = {category["id"] for category in lists["categories"]}
+    for annotation in lists["annotations"]:
+        for problem in _find_segment_problems(annotation["segments_info"], category_ids):
+            yield f"image {annotation['image_id']}: {problem}"
 
 
-_SEGMENT: dict[str, type] = {"id": int, "category_id": int, "area": int}
+def _is_list(content: Any, key: str) -> bool:
+    return isinstance(content, dict) and isinstance(content.get(key), list)
 
 
-def _lacking(fields: dict[str, type], entry: Any) -> list[str]:
-    """Fields that an entry should have, but has not, or of another type."""
+def _well_formed_lists(content: Any) -> dict[str, list[Entry]]:
+    """The entries with all required fields, of each list of the JSON file."""
+    return {
+        key: [entry for entry in content[key] if not _missing_fields(fields, entry)]
+        if _is_list(content, key)
+        else []
+        for key, fields in _FIELDS.items()
+    }
+
+
+def _missing_fields(fields: dict[str, type], entry: Any) -> list[str]:
+    """Names and types of the fields that an entry lacks, or that are of another type."""
     entry = entry if isinstance(entry, dict) else {}
     return [
         f"{name} ({kind.__name__})" for name, kind in fields.items() if not isinstance(entry.get(name), kind)
     ]
 
 
-def _check_lists(categories: list[Any], images: list[Any], annotations: list[Any]) -> Iterator[str]:
-    """What the JSON alone tells."""
-    known: dict[str, dict[int, Entry]] = {}
-    lists = {"categories": categories, "images": images, "annotations": annotations}
-    for key, entries in lists.items():
-        fields = _FIELDS[key]
-        identity, *_ = fields
-        for number, entry in enumerate(entries):
-            lacking = _lacking(fields, entry)
-            if lacking:
-                yield f"{key}[{number}] has no {', '.join(lacking)}: {str(entry)[:80]}"
-        whole = [entry for entry in entries if not _lacking(fields, entry)]
-        known[key] = {entry[identity]: entry for entry in whole}
-        for value, count in Counter(entry[identity] for entry in whole).items():
-            if count > 1:
-                yield f"{count} {key} have the {identity} {value}"
-    for category in known["categories"].values():
-        if category["id"] < 0:
-            yield f"category {category['name']} has the id {category['id']}: ids count from 0"
-    pictured, annotated = known["images"], known["annotations"]
-    for missing in pictured.keys() - annotated.keys():
-        yield f"image {missing} ({pictured[missing]['file_name']}) has no annotation"
-    for missing in annotated.keys() - pictured.keys():
-        yield f"the annotation {annotated[missing]['file_name']} is of image {missing}, which is not listed"
-
-
-def _check_pair(root: Path, split: str, image: Entry, annotation: Entry, known: set[int]) -> Iterator[str]:
-    """What the files of an image tell."""
-    where = f"image {image['id']}"
-    segments = annotation["segments_info"]
+def _find_segment_problems(segments: list[Any], category_ids: set[int]) -> Iterator[str]:
     for segment in segments:
-        lacking = _lacking(_SEGMENT, segment)
-        if lacking:
-            yield f"{where}: a segment has no {', '.join(lacking)}: {str(segment)[:80]}"
-    segments = [segment for segment in segments if not _lacking(_SEGMENT, segment)]
+        missing = _missing_fields(_SEGMENT_FIELDS, segment)
+        if missing:
+            yield f"a segment has no {', '.join(missing)}: {str(segment)[:80]}"
+        elif segment["category_id"] not in category_ids:
+            yield f"segment {segment['id']} is of category {segment['category_id']}, which is not listed"
     if len(segments) > MAX_SEGMENTS:
-        yield f"{where}: {len(segments)} segments, at most {MAX_SEGMENTS} are supported"
-    for segment in segments:
-        if segment["category_id"] not in known:
-            yield f"{where}: segment {segment['id']} is of category {segment['category_id']}, not listed"
-    png = root / f"panoptic_{split}" / annotation["file_name"]
-    for path in (root / split / image["file_name"], png):
-        try:
-            opened = Image.open(path)
-            opened.load()
-        except OSError as error:
-            yield f"{path} ({where}): {'does not exist' if not path.exists() else f'cannot be read: {error}'}"
+        yield f"{len(segments)} segments; at most {MAX_SEGMENTS} per image are supported"
+
+
+def _find_file_problems(root: Path, split: str, image: Entry, annotation: Entry) -> Iterator[str]:
+    """Yields the problems of the image file and of the PNG of one image."""
+    png_path = root / f"panoptic_{split}" / annotation["file_name"]
+    for path in (root / split / image["file_name"], png_path):
+        where = f"{path} (image {image['id']})"
+        if not path.exists():
+            yield f"{where}: does not exist"
             continue
-        if opened.size != (image["width"], image["height"]):
-            sizes = "is {} x {}, annotated as {} x {}".format(*opened.size, image["width"], image["height"])
-            yield f"{path} ({where}): {sizes}"
-        if path == png:
-            yield from (f"{path} ({where}): {problem}" for problem in _check_pixels(opened, segments))
+        try:
+            decoded = decode_image(path, where)
+        except UserError as error:
+            yield str(error)
+            continue
+        if decoded.size != (image["width"], image["height"]):
+            listed = f"{image['width']} x {image['height']}"
+            yield f"{where}: is {decoded.width} x {decoded.height}, annotated as {listed}"
+        if path == png_path:
+            yield from (f"{where}: {problem}" for problem in _find_pixel_problems(decoded, annotation))
 
 
-def _check_pixels(png: Image.Image, segments: list[Entry]) -> Iterator[str]:
-    """Whether a PNG has the segments that are listed, of the areas that are listed."""
-    ids, areas = np.unique(read_ids(png), return_counts=True)
+def _find_pixel_problems(png: Image.Image, annotation: Entry) -> Iterator[str]:
+    """Yields where the pixels of a PNG contradict the ids and areas that its annotation lists."""
+    segments = [entry for entry in annotation["segments_info"] if not _missing_fields(_SEGMENT_FIELDS, entry)]
+    ids, areas = np.unique(ids_from_png(png), return_counts=True)
     found = dict(zip(ids.tolist(), areas.tolist(), strict=True))
     listed = Counter(segment["id"] for segment in segments)
-    for identity, count in listed.items():
+    for segment_id, count in listed.items():
         if count > 1:
-            yield f"segment {identity} is listed {count} times"
-        if identity == 0:
-            yield "segment 0 is listed, but 0 is what void pixels have"
-        elif identity not in found:
-            yield f"segment {identity} is listed, but has no pixel"
+            yield f"segment {segment_id} is listed {count} times"
+        if segment_id == 0:
+            yield "segment 0 is listed, but 0 marks void pixels"
+        elif segment_id not in found:
+            yield f"segment {segment_id} is listed, but has no pixel"
     for segment in segments:
         area = found.get(segment["id"], segment["area"])
         if area != segment["area"]:
             yield f"segment {segment['id']} has {area} pixels, listed with {segment['area']}"
-    for identity in found.keys() - listed.keys() - {0}:
-        yield f"{found[identity]} pixels have the id {identity}, which is not listed: they are void"
+    for segment_id in found.keys() - listed.keys() - {0}:
+        yield f"{found[segment_id]} pixels have the id {segment_id}, which is not listed: they become void"

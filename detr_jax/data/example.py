@@ -1,14 +1,23 @@
-"""What every data source returns."""
+"""The interface of a dataset: categories, annotated images, and random access to them."""
 
 import dataclasses
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, UInt8
+from jaxtyping import Bool, Float, Float64, Int, Int32, UInt8
+
+Size = tuple[int, int]  # height, width
 
 
 class Category(NamedTuple):
-    """One class. The model's class index is the category id, as in the published checkpoints."""
+    """A class of segments.
+
+    Attributes:
+      id: category id; it is also the class index of the model, as in the published checkpoints.
+      name: class name.
+      isthing: True for things (countable objects), False for stuff.
+      color: RGB display colour, 0 to 255.
+    """
 
     id: int
     name: str
@@ -18,18 +27,18 @@ class Category(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One annotated image, at its own size or transformed.
+    """An annotated image, at its original size or transformed.
 
     Attributes:
-      image: RGB.
-      segment_map: 0 is void, k the k-th segment.
+      image: RGB pixels.
+      segment_map: number of the segment of each pixel, counted from 1; 0 is void.
       labels: category id of each segment.
-      boxes: cx, cy, w, h of each segment, relative to the image.
-      areas: pixels of each segment as annotated.
-      iscrowd: whether a segment is a crowd region.
-      image_id: unique in its data set.
-      orig_size: height and width before any transform.
-      file_name: of the image, relative to its folder, for messages and for results.
+      boxes: box of each segment as (cx, cy, w, h), relative to the image size.
+      areas: annotated area of each segment in pixels, unchanged by transforms.
+      iscrowd: whether each segment is a crowd region.
+      image_id: unique id of the image in its dataset.
+      orig_size: height and width of the image before any transform.
+      file_name: path of the image relative to the image folder.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
@@ -39,23 +48,23 @@ class Example:
     areas: Int[np.ndarray, " segments"]
     iscrowd: Bool[np.ndarray, " segments"]
     image_id: int
-    orig_size: tuple[int, int]
+    orig_size: Size
     file_name: str
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set with random access. Reading an example depends on its index alone.
+    """A dataset with random access; an example depends on its index alone.
 
     Attributes:
-      categories: in the order in which they are reported.
+      categories: all categories, in the order in which results list them.
     """
 
     categories: tuple[Category, ...]
 
     @property
     def sizes(self) -> Int[np.ndarray, "images 2"]:
-        """Height and width of every image, known without decoding one."""
+        """Height and width of every image, available without decoding any."""
         ...
 
     def __len__(self) -> int:
@@ -63,5 +72,18 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: int) -> Example:
-        """The image at a position and its annotation."""
+        """The annotated image at an index."""
         ...
+
+
+def pixel_corners(boxes: Float[np.ndarray, "boxes 4"], size: Size) -> Float64[np.ndarray, "boxes 4"]:
+    """Converts relative (cx, cy, w, h) to (x0, y0, x1, y1) in pixels of an image of `size`."""
+    height, width = size
+    center, extent = np.split(boxes.astype(np.float64) * [width, height, width, height], 2, axis=-1)
+    return np.concatenate([center - extent / 2, center + extent / 2], -1)
+
+
+def coco_bbox(corners: Float[np.ndarray, "boxes 4"]) -> Float[np.ndarray, "boxes 4"]:
+    """Converts corners (x0, y0, x1, y1) to COCO's (x, y, width, height)."""
+    low, high = np.split(corners, 2, axis=-1)
+    return np.concatenate([low, high - low], -1)

@@ -1,4 +1,8 @@
-"""Patterns that fill the segments of `shapes.py`."""
+"""Patterns that fill the segments of generated images.
+
+A pattern is a function of the pixel coordinates u (rightwards) and v (downwards), possibly rotated, and of a
+random generator. It returns the lightness of each pixel, nominally 0 to 1.
+"""
 
 from collections.abc import Callable
 
@@ -38,7 +42,7 @@ def _checker(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
 
 
 def _sky(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    """Soft blobs: a few slow waves, longer across than up."""
+    """Soft blobs, wider than high: a sum of a few long waves."""
     total = np.zeros_like(u)
     for _ in range(4):
         along, up = _period(rng, -0.1, 0.1), _period(rng, 0.05, 0.2)
@@ -47,25 +51,25 @@ def _sky(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
 
 
 def _grass(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    """Upright blades: noise drawn out along the columns."""
+    """Upright blades: noise averaged along the columns."""
     length, (rows, columns) = 7, u.shape
     total = np.cumsum(rng.random((rows + length, columns), np.float32), axis=0)
     return np.clip(0.5 + 2 * ((total[length:] - total[:-length]) / length - 0.5), 0, 1)
 
 
 def _water(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    """Ripples: level waves that sway."""
+    """Ripples: horizontal waves that undulate."""
     sway = 1.2 * np.sin(u / _period(rng, 4.0, 8.0)) + np.sin(u / _period(rng, 9.0, 14.0))
     return 0.5 + 0.5 * np.sin(v / _period(rng, 1.2, 2.2) + sway)
 
 
 def _sand(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    """Grains: noise that differs from pixel to pixel."""
+    """Grains: independent noise per pixel."""
     return 0.35 + 0.6 * rng.random(u.shape, np.float32)
 
 
 def _brick(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    """Courses of bricks of slightly different shades, offset by half a brick, with light mortar."""
+    """Bricks of slightly different shades in light mortar; every second course is offset by half a brick."""
     height = _period(rng, 6.0, 10.0)
     course = np.floor(v / height)
     along = u / (2.2 * height) + 0.5 * np.mod(course, 2)
@@ -74,7 +78,6 @@ def _brick(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
     return np.where(mortar, np.float32(0.95), shade.astype(np.float32))
 
 
-# Lightness from 0 to 1 at coordinates in pixels (u to the right, v down, perhaps turned), by name.
 PATTERNS: dict[str, Pattern] = {
     "plain": _plain,
     "gradient": _gradient,

@@ -1,79 +1,101 @@
-"""The data of a config: its source, and batches of it."""
+"""The data of a config: its dataset, and batches of it for training and evaluation."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from grain import DatasetIterator
+from ml_collections import ConfigDict
 
-from detr_jax.data.batches import eval_batches, train_batches
-from detr_jax.data.coco import CocoPanoptic
+from detr_jax.data.batch_plan import ProcessShare
+from detr_jax.data.batches import Batch, eval_batches, train_batches
 from detr_jax.data.example import Example, Source
-from detr_jax.data.shapes import Shapes
 from detr_jax.data.transforms import EvalTransform, TrainTransform
+from detr_jax.errors import UserError
 
 
-def load_source(config: Any, part: str) -> Source:
-    """The data set a config names.
+def load_source(config: ConfigDict, part: str) -> Source:
+    """Opens the dataset that a config names.
+
+    Only the module of the chosen dataset is imported.
 
     Args:
-      config: `data` section.
-      part: "train" or "eval", for its split.
+      config: section `data` of the config.
+      part: "train" or "eval", which selects `train_split` and `train_count`, or `eval_split` and
+        `eval_count`.
 
     Raises:
-      ValueError: no such kind of source.
-      FileNotFoundError: the data is not where the config says.
+      UserError: `source` is unknown, `root` is empty, or the data cannot be used.
+      MissingFileError: `root` does not contain the data.
+      MissingPackageError: `source` is "tfds", and TensorFlow Datasets is not installed.
     """
     split = config[f"{part}_split"]
     if config.source == "shapes":
+        from detr_jax.data.shapes import Shapes
+
         return Shapes(split, config[f"{part}_count"])
     if config.source not in ("coco", "tfds"):
-        raise ValueError(f"data.source is {config.source!r}: must be coco, tfds or shapes")
+        raise UserError(f"data.source is {config.source!r}: must be coco, tfds or shapes")
     if not config.root:
-        raise ValueError(
-            f"data.source is {config.source!r}, but no data is named: set --config.data.root=FOLDER"
+        raise UserError(
+            f"data.source is {config.source!r}, but data.root is empty: set --config.data.root=FOLDER"
         )
     if config.source == "coco":
+        from detr_jax.data.coco import CocoPanoptic
+
         return CocoPanoptic(config.root, split)
-    from detr_jax.data.tfds import TfdsPanoptic  # here, since TFDS takes seconds to import
+    from detr_jax.data.tfds import TfdsPanoptic
 
     return TfdsPanoptic(split=split, data_dir=config.root)
 
 
-def train_data(source: Source, config: Any) -> DatasetIterator[dict[str, Any]]:
-    """Endless augmented batches, this process's part of them; its position can be saved."""
+def train_data(source: Source, config: ConfigDict) -> DatasetIterator[Batch]:
+    """Endless augmented batches: this process's share of every global batch.
+
+    Args:
+      source: training images.
+      config: whole config.
+
+    Returns:
+      An iterator whose position can be saved and restored, see `train_batches`.
+
+    Raises:
+      UserError: the batch size or the static shapes do not fit the data, see `train_batches`.
+    """
     data = config.data
     return train_batches(
         source,
         batch_size=config.batch_size,
         shapes=data.train_shapes,
-        settings=TrainTransform(
-            scales=data.train_scales,
-            max_size=data.max_size,
-            crop_probability=data.crop_probability,
-            crop_scales=data.crop_scales,
-            crop_range=data.crop_range,
-            flip=data.flip,
-        ),
+        settings=TrainTransform.from_config(data),
         max_targets=data.max_targets,
         crowd=data.crowd,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         threads=data.threads,
+        share=_share_of_this_process(),
     )
 
 
-def eval_data(source: Source, config: Any) -> Iterator[tuple[dict[str, Any], list[Example]]]:
-    """One pass over a data set, with the examples as they are in it."""
+def eval_data(source: Source, config: ConfigDict) -> Iterator[tuple[Batch, list[Example]]]:
+    """One pass over the data: this process's share of every batch, with the untransformed examples.
+
+    Args:
+      source: evaluation images.
+      config: whole config.
+
+    Raises:
+      UserError: the batch size or the static shapes do not fit the data, see `eval_batches`.
+    """
     data = config.data
     return eval_batches(
         source,
         batch_size=config.eval.batch_size,
         shapes=data.eval_shapes,
-        settings=EvalTransform(scale=data.eval_scale, max_size=data.max_size),
+        settings=EvalTransform.from_config(data),
         max_targets=data.max_targets,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         threads=data.threads,
+        share=_share_of_this_process(),
     )
+
+
+def _share_of_this_process() -> ProcessShare:
+    return ProcessShare(jax.process_index(), jax.process_count())

@@ -1,37 +1,48 @@
-"""Segment maps: from PNG colours to segments 1..n, their boxes, and choosing among them."""
+"""Segment maps: reading and writing panoptic PNGs, numbering segments, finding their boxes."""
 
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, UInt8, UInt32
+from jaxtyping import Bool, Float32, Int, Integer, UInt8, UInt32
 from PIL import Image
 from scipy import ndimage
 
 from detr_jax.data.example import Example
+from detr_jax.errors import UserError
 
-MAX_SEGMENTS = 255  # what a uint8 map can tell apart
+MAX_SEGMENTS = 255  # the numbers of a uint8 map other than 0, which is void
+_MAX_ID = (1 << 24) - 1  # three bytes
 
 
-def read_ids(png: Image.Image) -> UInt32[np.ndarray, "height width"]:
-    """Segment ids of a COCO panoptic PNG: R + 256 G + 256^2 B."""
-    # A pixel of RGBA is four bytes in a row, which little-endian is the id with the opacity above it.
-    return np.asarray(png.convert("RGBA")).view("<u4")[..., 0] & 0xFFFFFF
+def ids_from_png(png: Image.Image) -> UInt32[np.ndarray, "height width"]:
+    """Decodes the segment ids of a COCO panoptic PNG: id = R + 256 G + 256^2 B."""
+    # The four bytes of an RGBA pixel, read as one little-endian integer, are the id with alpha above it.
+    return np.asarray(png.convert("RGBA")).view("<u4")[..., 0] & _MAX_ID
+
+
+def png_from_ids(ids: Integer[np.ndarray, "height width"]) -> Image.Image:
+    """Encodes segment ids below 2^24 as a COCO panoptic PNG; the inverse of `ids_from_png`."""
+    return Image.fromarray(np.stack([ids, ids >> 8, ids >> 16], -1).astype(np.uint8))
 
 
 def number_segments(
     id_map: UInt32[np.ndarray, "height width"], ids: Int[np.ndarray, " segments"]
 ) -> UInt8[np.ndarray, "height width"]:
-    """Renumbers the segments of a map to 1..n in the order of `ids`; any other id is void, 0.
+    """Renumbers the segments of a map 1, ..., n in the order of `ids`; all other ids become 0 (void).
+
+    Args:
+      id_map: segment id of each pixel.
+      ids: unique segment ids, 0 to 2^24 - 1.
 
     Raises:
-      ValueError: more segments than a uint8 map can hold, or ids outside 0..2^24 - 1.
+      UserError: there are more than `MAX_SEGMENTS` segments, or an id is out of range.
     """
     if len(ids) > MAX_SEGMENTS:
-        raise ValueError(f"it has {len(ids)} segments, and at most {MAX_SEGMENTS} are supported")
-    if len(ids) and not 0 <= ids.min() <= ids.max() < 1 << 24:
-        raise ValueError("it has a segment id that does not fit the three bytes of a PNG colour")
-    # A table of every possible id costs next to nothing: the pages that nobody touches are never made.
-    table = np.zeros(1 << 24, np.uint8)
+        raise UserError(f"it has {len(ids)} segments; at most {MAX_SEGMENTS} per image are supported")
+    if len(ids) and not 0 <= ids.min() <= ids.max() <= _MAX_ID:
+        raise UserError(f"it has a segment id outside 0 to {_MAX_ID}, the ids that a PNG pixel can encode")
+    # A table of all 2^24 ids is cheap: the operating system allocates only the pages that are accessed.
+    table = np.zeros(_MAX_ID + 1, np.uint8)
     table[ids] = np.arange(1, len(ids) + 1)
     return table[id_map]
 
@@ -39,27 +50,32 @@ def number_segments(
 def find_boxes(
     segment_map: UInt8[np.ndarray, "height width"], count: int
 ) -> tuple[Float32[np.ndarray, "{count} 4"], Bool[np.ndarray, " {count}"]]:
-    """Boxes of the segments 1..count, and which of them have a pixel at all.
+    """Finds the boxes of the segments 1, ..., `count` of a map.
 
-    As in the original's `masks_to_boxes`, corners are the first and the last column and row of a segment, so
-    that a box is one pixel smaller than what it encloses.
+    As in `masks_to_boxes` of the original DETR, the corners are the indices of the first and last column and
+    row, so a box is one pixel narrower and lower than its segment.
+
+    Args:
+      segment_map: number of the segment of each pixel; 0 is void.
+      count: number of segments.
 
     Returns:
-      (cx, cy, w, h) relative to the map, zero for absent segments; and whether each segment is present.
+      Boxes as (cx, cy, w, h) relative to the map, zero for segments without pixels; and whether each segment
+      has pixels.
     """
     height, width = segment_map.shape
     boxes, present = np.zeros((count, 4), np.float32), np.zeros(count, bool)
-    for k, slices in enumerate(ndimage.find_objects(segment_map, count)):
+    for index, slices in enumerate(ndimage.find_objects(segment_map, count)):
         if slices is None:
             continue
         (y0, y1), (x0, x1) = ((side.start, side.stop - 1) for side in slices)
-        boxes[k] = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
-        present[k] = True
+        boxes[index] = (x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height
+        present[index] = True
     return boxes, present
 
 
 def keep_segments(example: Example, keep: Bool[np.ndarray, " segments"]) -> Example:
-    """The example with only some of its segments, renumbered 1..m in order; the others become void."""
+    """Keeps the segments where `keep` is True, renumbered 1, ..., m in order; the others become void."""
     if keep.all():
         return example
     table = np.zeros(len(keep) + 1, np.uint8)

@@ -1,13 +1,12 @@
-"""A panoptic data set that is drawn, not stored: shapes over textured ground.
+"""A generated panoptic dataset: shapes on textured ground.
 
-Made for tests and for trying things out without a download. A thing is known by its outline and stuff by its
-pattern: every class takes its colours from the same palettes, and things are filled with every pattern there
-is, those of the stuff classes among them.
+It serves tests, and experiments without a download. Things are defined by their outline and stuff by its
+pattern. Colour does not reveal the class: all classes share the same palettes, and things are filled with any
+pattern, including those of the stuff classes.
 
-`python -m detr_jax.data.shapes export DIR --count=N` writes them as a COCO panoptic folder.
+`detr-jax shapes DIR --count=N` writes such images as a COCO panoptic folder.
 """
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -22,18 +21,21 @@ from detr_jax.data.example import Category, Example
 from detr_jax.data.panoptic import from_example
 from detr_jax.data.patterns import PATTERNS, Plane
 from detr_jax.data.segment_maps import find_boxes
+from detr_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-MIN_IMAGE_SIZE = 64  # below, the smallest shapes are a few pixels
-_MIN_PIXELS = 16  # nobody could name a thing of which less is visible,
-_MIN_VISIBLE = 0.3  # or of which a smaller part is,
-_MIN_GROUND = 1 / 32  # or ground whose pattern covers less of the image than this
+MIN_IMAGE_SIZE = 64  # in smaller images the smallest shapes are a few pixels
+# A segment with less visible could not be recognised.
+_MIN_PIXELS = 16  # of a thing
+_MIN_VISIBLE = 0.3  # of a thing, as a fraction of its pixels in the image
+_MIN_GROUND = 1 / 32  # of a stuff segment, as a fraction of the image
 _MAX_THINGS = 8
-_RADIUS = (0.08, 0.48)  # of a shape, relative to the image
-_TURN = 0.2  # radians, one standard deviation: things stand more or less upright
-_THING_CONTRAST = 0.35  # of a pattern inside an outline, so that the outline is what stands out
+_RADIUS = (0.08, 0.48)  # range of radii of things, relative to the image size
+_TURN = 0.2  # standard deviation of the rotation of things in radians; most stand roughly upright
+_THING_CONTRAST = 0.35  # contrast of patterns inside things, low so that the outline stands out
 
 _Outline = Callable[[Plane, Plane], Plane]
+_Window = tuple[slice, slice]  # rows and columns of the image
 
 
 def _bar(u: Plane, v: Plane, half_width: float, half_height: float) -> Plane:
@@ -46,7 +48,7 @@ def _triangle(u: Plane, v: Plane) -> Plane:
 
 
 def _star(u: Plane, v: Plane) -> Plane:
-    """Five points at radius 1, five notches at 0.42: one edge, folded ten times about the centre."""
+    """Five points at radius 1 and five notches at radius 0.42: one edge, mirrored into ten."""
     tenth = np.float32(np.pi / 5)
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     angle = np.abs(np.mod(angle + tenth, 2 * tenth) - tenth)
@@ -57,12 +59,12 @@ def _star(u: Plane, v: Plane) -> Plane:
 
 
 def _heart(u: Plane, v: Plane) -> Plane:
-    """A square and a disc on each of two neighbouring sides."""
+    """A square with a disc on each of two adjacent sides."""
     u, v = u + 0.2, v + 0.2
     return np.maximum.reduce([_bar(u, v, 0.5, 0.5), 0.5 - np.hypot(u - 0.5, v), 0.5 - np.hypot(u, v - 0.5)])
 
 
-# How far inside the outline a point of the unit disc lies, negative outside.
+# By the name of a thing, the distance of a point of the unit disc to its outline: positive inside.
 _THINGS: dict[str, _Outline] = {
     "disc": lambda u, v: 0.9 - np.hypot(u, v),
     "ring": lambda u, v: 0.23 - np.abs(np.hypot(u, v) - 0.75),
@@ -73,13 +75,13 @@ _THINGS: dict[str, _Outline] = {
     "cross": lambda u, v: np.maximum(_bar(u, v, 0.95, 0.3), _bar(u, v, 0.3, 0.95)),
     "heart": _heart,
 }
-_STUFF = ("sky", "grass", "water", "sand", "brick")  # each is the name of its pattern
+_STUFF = ("sky", "grass", "water", "sand", "brick")  # names of classes and of their patterns
 _DISPLAY_COLORS = (
     (230, 57, 70), (244, 140, 6), (255, 214, 10), (155, 93, 229), (241, 91, 181), (114, 9, 183), (0, 95, 115),
     (255, 133, 161), (142, 202, 230), (82, 183, 136), (33, 80, 200), (221, 184, 146), (153, 88, 42),
 )  # fmt: skip
 
-# Dark and light end of each palette.
+# Darkest and lightest colour of each palette.
 _PALETTES = np.array([
     [(24, 66, 110), (150, 205, 240)],
     [(28, 84, 50), (160, 214, 120)],
@@ -94,13 +96,17 @@ _PALETTES = np.array([
 
 @dataclasses.dataclass(frozen=True)
 class _Thing:
-    kind: int
-    depth: Float32[np.ndarray, "rows columns"]  # pixels inside the outline
-    window: tuple[slice, slice]
+    """A shape to be painted into a window of the image."""
+
+    kind: int  # index in _THINGS
+    depth: Float32[
+        np.ndarray, "rows columns"
+    ]  # distance of each pixel to the outline in pixels, positive inside
+    window: _Window
 
 
 def shapes_categories() -> tuple[Category, ...]:
-    """Eight things, the outlines, and five kinds of stuff, the patterns; ids count from 1."""
+    """The 13 categories, with ids from 1: eight outlines as things, then five patterns as stuff."""
     names = [*_THINGS, *_STUFF]
     return tuple(Category(k + 1, name, k < len(_THINGS), _DISPLAY_COLORS[k]) for k, name in enumerate(names))
 
@@ -108,34 +114,35 @@ def shapes_categories() -> tuple[Category, ...]:
 class Shapes:
     """Images of one to eight shapes on one to three kinds of ground.
 
-    Shapes vary sixfold in size, tilt, overlap and leave the image; later ones lie in front. An image depends
-    on the seed, the split and its index, not on how many there are. Every pixel belongs to a segment. A thing
-    shows at least 16 pixels and 30% of what the image could show of it, ground a 32nd of the image: what
-    would show less is not painted.
+    The largest shapes are six times the size of the smallest. Shapes are rotated, overlap one another and may
+    extend beyond the image. An image depends only on the seed, the split and its index, not on the number of
+    images. Every pixel belongs to a segment. Of each thing, at least 16 pixels and 30% of its area within the
+    image are visible; each kind of ground covers at least 1/32 of the image. Segments that would show less
+    are not painted.
 
     Attributes:
-      categories: of things, then of stuff.
+      categories: categories of things, then of stuff.
       sizes: height and width of every image.
     """
 
     def __init__(self, split: str, count: int, image_size: int = 128, seed: int = 0) -> None:
-        """Chooses the images; each is drawn when it is asked for.
+        """Defines the images; each is drawn when it is accessed.
 
         Args:
-          split: "train", "validation" or "test", which share no image.
+          split: "train", "validation" or "test"; no two share an image.
           count: number of images.
-          image_size: height and width in pixels.
-          seed: another seed is another data set.
+          image_size: height and width of the images in pixels, at least `MIN_IMAGE_SIZE`.
+          seed: random seed of all images.
 
         Raises:
-          ValueError: unknown split, negative count, or too small an image.
+          UserError: an argument is out of range.
         """
         if split not in SPLITS:
-            raise ValueError(f"There is no split {split!r}. Splits: {', '.join(SPLITS)}.")
+            raise UserError(f"There is no split {split!r}. Splits: {', '.join(SPLITS)}.")
         if count < 0:
-            raise ValueError(f"count is {count}, but must not be negative.")
+            raise UserError(f"count is {count}, but must not be negative.")
         if image_size < MIN_IMAGE_SIZE:
-            raise ValueError(f"image_size is {image_size}, but must be at least {MIN_IMAGE_SIZE}.")
+            raise UserError(f"image_size is {image_size}, but must be at least {MIN_IMAGE_SIZE}.")
         self.categories = shapes_categories()
         self.sizes = np.full((count, 2), image_size, np.int32)
         self._split, self._image_size, self._seed = split, image_size, seed
@@ -165,8 +172,16 @@ def draw(
 ) -> tuple[
     UInt8[np.ndarray, "{size} {size} 3"], UInt8[np.ndarray, "{size} {size}"], Int[np.ndarray, " segments"]
 ]:
-    """One square image, its segment map (things from back to front, then stuff) and their category ids."""
-    number = rng.integers(1, _MAX_THINGS + 1, 2).min()  # few more often than many
+    """Draws one image.
+
+    Args:
+      size: height and width in pixels.
+      rng: random generator.
+
+    Returns:
+      The image; its segment map, with things from back to front, then stuff; category id of each segment.
+    """
+    number = rng.integers(1, _MAX_THINGS + 1, 2).min()  # the minimum, so that small numbers are more frequent
     things = [_draw_thing(size, rng, inside=k == 0) for k in range(number)][::-1]
     grounds = rng.permutation(len(_STUFF))[: rng.integers(1, 4)]
     owners = _arrange(things, _split_ground(size, len(grounds), rng))
@@ -181,7 +196,7 @@ def draw(
         palette = palettes[rng.integers(len(grounds), len(palettes))]
         visible = owners[thing.window] == k
         _paint(image, thing.window, visible, pattern, palette, rng, _THING_CONTRAST)
-        # A dark rim, so that a thing stands out from one of its own colours.
+        # A dark rim, so that a thing stands out from others of the same palette.
         image[thing.window][visible & (thing.depth < size / 50)] *= 0.3
     image *= rng.uniform(0.85, 1.1)
     image += rng.standard_normal((size, size, 1), np.float32) * 4
@@ -195,7 +210,7 @@ def draw(
 
 
 def _draw_thing(size: int, rng: np.random.Generator, inside: bool) -> _Thing:
-    """A shape of random kind, place, size and turn; wholly within the image if `inside`."""
+    """Draws a shape of random kind, position, size and rotation; all of it lies in the image if `inside`."""
     kind = int(rng.integers(len(_THINGS)))
     radius = size * rng.uniform(*_RADIUS)
     margin = radius + 1 if inside else 0.08 * size
@@ -203,16 +218,16 @@ def _draw_thing(size: int, rng: np.random.Generator, inside: bool) -> _Thing:
     low = np.maximum(0, np.floor(center - radius).astype(int))
     high = np.minimum(size, np.ceil(center + radius).astype(int) + 1)
     window = (slice(low[0], high[0]), slice(low[1], high[1]))
-    u, v = _turned(window, center, rng.normal(0, _TURN))
+    u, v = _rotated_coordinates(window, center, rng.normal(0, _TURN))
     outline = list(_THINGS.values())[kind]
     scale = np.float32(radius)
     return _Thing(kind, outline(u / scale, v / scale) * scale, window)
 
 
-def _turned(
-    window: tuple[slice, slice], center: Float[np.ndarray, " 2"], angle: float
+def _rotated_coordinates(
+    window: _Window, center: Float[np.ndarray, " 2"], angle: float
 ) -> tuple[Float32[np.ndarray, "rows columns"], Float32[np.ndarray, "rows columns"]]:
-    """Coordinates in pixels of a window of the image, about a centre (y, x) and turned."""
+    """Coordinates (u, v) of the pixels of a window, with origin `center` (y, x), rotated by `angle`."""
     y, x = (
         np.arange(side.start, side.stop, dtype=np.float32) - np.float32(middle)
         for side, middle in zip(window, center, strict=True)
@@ -222,37 +237,45 @@ def _turned(
 
 
 def _split_ground(size: int, parts: int, rng: np.random.Generator) -> Int[np.ndarray, "{size} {size}"]:
-    """Cuts the image by wavy lines into `parts` regions, numbered from 0."""
+    """Divides the image by wavy lines into `parts` regions, numbered from 0."""
     regions = np.zeros((size, size), np.intp)
     everywhere = (slice(0, size), slice(0, size))
     for part in range(1, parts):
-        u, v = _turned(everywhere, rng.uniform(0.25, 0.75, 2) * size, rng.uniform(0, 2 * np.pi))
+        u, v = _rotated_coordinates(everywhere, rng.uniform(0.25, 0.75, 2) * size, rng.uniform(0, 2 * np.pi))
         wave = np.sin(u * np.float32(rng.uniform(3, 12) / size) + np.float32(rng.uniform(0, 7)))
         regions[v > wave * np.float32(rng.uniform(0.02, 0.08) * size)] = part
     return regions
 
 
 def _arrange(things: Sequence[_Thing], regions: Int[np.ndarray, "size size"]) -> Int[np.ndarray, "size size"]:
-    """Which thing, or which ground counted on from the things, each pixel shows.
+    """Decides which segment each pixel shows.
 
-    What shows too little is taken away, the least first, which uncovers what lies behind it: a thing is left
-    out, and a region of ground goes to the largest one. If hardly any ground is left, a thing goes.
+    As long as a segment shows too little, the one that shows least is removed, which uncovers what lies
+    behind it: a thing disappears, and a region of ground joins the largest one. If things cover nearly all
+    ground, the least visible thing disappears.
+
+    Args:
+      things: shapes from back to front.
+      regions: index of the ground at each pixel.
+
+    Returns:
+      The index of a thing, or len(things) + the index of a ground, at each pixel.
     """
-    regions, left = regions.copy(), np.ones(len(things), bool)
+    regions, kept = regions.copy(), np.ones(len(things), bool)
     whole = np.array([np.count_nonzero(thing.depth > 0) for thing in things])
     needed = np.maximum(_MIN_PIXELS, _MIN_VISIBLE * whole)
     while True:
         owners = regions + len(things)
-        for k, thing in enumerate(things):
-            if left[k]:
-                owners[thing.window][thing.depth > 0] = k
+        for index, thing in enumerate(things):
+            if kept[index]:
+                owners[thing.window][thing.depth > 0] = index
         pixels = np.bincount(owners.ravel(), minlength=len(things) + regions.max() + 1)
         shown, ground = pixels[: len(things)], pixels[len(things) :] / regions.size
         small = (ground > 0) & (ground < _MIN_GROUND)
-        if (hidden := left & (shown < needed)).any():
-            left[np.argmin(np.where(hidden, shown / needed, np.inf))] = False
+        if (hidden := kept & (shown < needed)).any():
+            kept[np.argmin(np.where(hidden, shown / needed, np.inf))] = False
         elif ground.max() < _MIN_GROUND:
-            left[np.argmin(np.where(left, shown, np.inf))] = False
+            kept[np.argmin(np.where(kept, shown, np.inf))] = False
         elif small.any():
             regions[regions == np.argmin(np.where(small, ground, np.inf))] = np.argmax(ground)
         else:
@@ -261,16 +284,19 @@ def _arrange(things: Sequence[_Thing], regions: Int[np.ndarray, "size size"]) ->
 
 def _paint(
     image: Float32[np.ndarray, "size size 3"],
-    window: tuple[slice, slice],
+    window: _Window,
     visible: Bool[np.ndarray, "rows columns"],
     pattern: str,
     palette: Float32[np.ndarray, "2 3"],
     rng: np.random.Generator,
     contrast: float = 1.0,
 ) -> None:
-    """Paints the visible pixels of a window of the image, in place; less contrast is about a random level."""
+    """Fills the visible pixels of a window with a pattern, in place.
+
+    A `contrast` below 1 reduces the range of lightness, about a random level.
+    """
     size = len(image)
-    u, v = _turned(window, rng.uniform(0, size, 2), rng.normal(0, 0.25))
+    u, v = _rotated_coordinates(window, rng.uniform(0, size, 2), rng.normal(0, 0.25))
     lightness = PATTERNS[pattern](u, v, rng)[visible][:, None]
     if contrast < 1:
         lightness = contrast * lightness + (1 - contrast) * rng.uniform()
@@ -281,18 +307,18 @@ def _paint(
 def export(
     folder: str | Path, count: int, split: str = "train", image_size: int = 128, seed: int = 0
 ) -> None:
-    """Writes images as PNG files, panoptic PNGs and the JSON, as `CocoPanoptic` and others read them.
+    """Writes generated images as a COCO panoptic folder, which `CocoPanoptic` reads.
 
     Args:
-      folder: gets `{split}/`, `panoptic_{split}/` and `annotations/panoptic_{split}.json`; another split may
-        already be in it.
+      folder: folder to write `{split}/`, `panoptic_{split}/` and `annotations/panoptic_{split}.json` to; it
+        can already contain other splits.
       count: number of images.
-      split: see `Shapes`.
-      image_size: see `Shapes`.
-      seed: see `Shapes`.
+      split: "train", "validation" or "test".
+      image_size: height and width of the images in pixels.
+      seed: random seed of all images.
 
     Raises:
-      ValueError: see `Shapes`.
+      UserError: an argument is out of range, see `Shapes`.
     """
     source = Shapes(split, count, image_size, seed)
     folder = Path(folder)
@@ -304,27 +330,9 @@ def export(
         Image.fromarray(example.image).save(folder / split / example.file_name)
         segmentation = from_example(example, source.categories)
         segmentation.save(folder / f"panoptic_{split}" / example.file_name)
-        entry = {"id": example.image_id, "file_name": example.file_name, "height": height, "width": width}
-        images.append(entry)
+        images.append(
+            {"id": example.image_id, "file_name": example.file_name, "height": height, "width": width}
+        )
         annotations.append(segmentation.annotation(example.image_id, example.file_name))
     content = {"images": images, "annotations": annotations, "categories": to_json(source.categories)}
     (folder / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
-
-
-def main() -> None:
-    """Does what the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m detr_jax.data.shapes", description=__doc__)
-    command = parser.add_subparsers(required=True).add_parser("export", help="write a COCO panoptic folder")
-    command.add_argument("folder", help="to write to")
-    command.add_argument("--count", type=int, required=True, help="number of images")
-    command.add_argument("--split", choices=SPLITS, default="train")
-    command.add_argument("--image_size", type=int, default=128, help="height and width (%(default)s)")
-    command.add_argument("--seed", type=int, default=0, help="another seed is another data set")
-    try:
-        export(**vars(parser.parse_args()))
-    except ValueError as error:
-        parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,78 +1,100 @@
-"""Augmentation as in the original DETR (its `datasets/transforms.py` and `datasets/coco.py`).
+"""Augmentation as in the original DETR (`datasets/transforms.py` and `datasets/coco.py` of its repository).
 
-A transform is a `Plan`, drawn from the size of an image and a random generator alone, and then applied. So
-the final sizes of a whole epoch are known, and batches of one static shape can be made, without decoding an
-image.
+A transform is first planned, from the size of the image and a random generator alone, and later applied. So
+the final sizes of a whole epoch are known without decoding an image, and batches can be composed by size.
 """
 
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Bool, Float32, Int, UInt8
+from ml_collections import ConfigDict
 from PIL import Image
 
-from detr_jax.data.example import Example
+from detr_jax.data.example import Example, Size, pixel_corners
 from detr_jax.data.segment_maps import keep_segments
 
-Size = tuple[int, int]  # height, width
+Crop = tuple[int, int, int, int]  # top, left, height, width
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """How to augment. The defaults are the original's.
+    """Augmentation settings: random flip, then random crop, then resize to a random scale.
 
     Attributes:
-      scales: lengths in pixels of the short side, one of which is drawn; empty to leave the size alone.
-      max_size: limit of the long side, None for none.
-      crop_probability: how often an image is resized and cropped before that.
-      crop_scales: lengths of the short side before cropping; empty to crop the image as it is.
-      crop_range: least and greatest side of a crop.
-      flip: whether half of the images are mirrored.
+      scales: lengths of the shorter side in pixels, one of which is drawn; empty to skip the resize.
+      max_size: maximum length of the longer side in pixels; None for no limit.
+      crop_probability: probability that an image is resized and cropped before the final resize.
+      crop_scales: lengths of the shorter side before cropping, in pixels; empty to crop at the original size.
+      crop_range: minimum and maximum side of a crop in pixels.
+      flip: whether images are mirrored left to right with probability 0.5.
     """
 
-    scales: tuple[int, ...] = tuple(range(480, 801, 32))
-    max_size: int | None = 1333
-    crop_probability: float = 0.5
-    crop_scales: tuple[int, ...] = (400, 500, 600)
-    crop_range: tuple[int, int] = (384, 600)
-    flip: bool = True
+    scales: tuple[int, ...]
+    max_size: int | None
+    crop_probability: float
+    crop_scales: tuple[int, ...]
+    crop_range: tuple[int, int]
+    flip: bool
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "TrainTransform":
+        """The settings in section `data` of a config."""
+        return cls(
+            scales=config.train_scales,
+            max_size=config.max_size,
+            crop_probability=config.crop_probability,
+            crop_scales=config.crop_scales,
+            crop_range=config.crop_range,
+            flip=config.flip,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """How to resize for evaluation. The defaults are the original's.
+    """Resize settings for evaluation.
 
     Attributes:
-      scale: length in pixels of the short side, None to leave the size alone.
-      max_size: limit of the long side, None for none.
+      scale: length of the shorter side in pixels; None to skip the resize.
+      max_size: maximum length of the longer side in pixels; None for no limit.
     """
 
-    scale: int | None = 800
-    max_size: int | None = 1333
+    scale: int | None
+    max_size: int | None
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "EvalTransform":
+        """The settings in section `data` of a config."""
+        return cls(scale=config.eval_scale, max_size=config.max_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One transform of one image: flip, resize and crop, resize. Sizes are (height, width).
+    """The transform of one image: flip, then resize and crop, then resize.
 
     Attributes:
-      flip: whether to mirror.
-      crop: top, left, height and width of what is cut out after resizing to `crop_from`, None for no crop.
-      crop_from: the size to crop from.
-      size: the final size.
+      size: final height and width.
+      flip: whether to mirror left to right.
+      crop: top, left, height and width of the crop; None for no crop.
+      crop_from: height and width to resize to before cropping; None for no crop.
     """
 
     size: Size
     flip: bool = False
-    crop: tuple[int, int, int, int] | None = None
+    crop: Crop | None = None
     crop_from: Size | None = None
 
 
 def resized_size(size: Size, scale: int, max_size: int | None = None) -> Size:
-    """The size with a short side of `scale`, or less if the long side would exceed `max_size`.
+    """Scales a size so that its shorter side is `scale`, or less if the longer would exceed `max_size`.
 
-    The original's `get_size_with_aspect_ratio`, with its rounding: the long side is truncated, and may exceed
-    `max_size` by a few pixels in a very long image. Sizes are (height, width).
+    This is `get_size_with_aspect_ratio` of the original, with the same rounding: the longer side is
+    truncated, and can exceed `max_size` by a few pixels for very elongated images.
+
+    Args:
+      size: height and width.
+      scale: length of the shorter side in pixels.
+      max_size: maximum length of the longer side in pixels; None for no limit.
     """
     height, width = size
     short, long = float(min(size)), float(max(size))
@@ -86,7 +108,7 @@ def resized_size(size: Size, scale: int, max_size: int | None = None) -> Size:
 
 
 def plan_train(size: Size, rng: np.random.Generator, settings: TrainTransform) -> Plan:
-    """Draws an augmentation for an image of a size (height, width)."""
+    """Draws the augmentation of an image of `size`."""
     flip = settings.flip and rng.random() < 0.5
     crop = crop_from = None
     if rng.random() < settings.crop_probability:
@@ -101,14 +123,19 @@ def plan_train(size: Size, rng: np.random.Generator, settings: TrainTransform) -
 
 
 def plan_eval(size: Size, settings: EvalTransform) -> Plan:
-    """The resize for evaluating an image of a size (height, width)."""
+    """The resize of an image of `size` for evaluation."""
     if settings.scale is None:
         return Plan(size)
     return Plan(resized_size(size, settings.scale, settings.max_size))
 
 
 def greatest_sizes(sizes: Int[np.ndarray, "images 2"], settings: TrainTransform) -> set[Size]:
-    """Every final size that images of these sizes can get at the largest scale, which bounds the others."""
+    """All final sizes that images of these sizes can have at the largest scale; no other scale exceeds them.
+
+    Args:
+      sizes: height and width of every image.
+      settings: augmentation settings.
+    """
     before = {(height, width) for height, width in np.unique(sizes, axis=0).tolist()}
     if settings.crop_probability > 0:
         before |= _possible_crops(before, settings)
@@ -118,11 +145,11 @@ def greatest_sizes(sizes: Int[np.ndarray, "images 2"], settings: TrainTransform)
 
 
 def apply(example: Example, plan: Plan) -> Example:
-    """Carries out a plan that was made for the example's size.
+    """Applies a plan made for the example's size.
 
-    Boxes move with the image as in the original. A crop drops the segments whose clipped box has no extent:
-    their pixels become void and the others are renumbered. A segment with a box stays even if the crop or the
-    resize leaves none of its pixels. `areas` stay as annotated.
+    Boxes are transformed as in the original, not recomputed from the map. A crop drops segments whose clipped
+    box is empty: their pixels become void, and the others are renumbered. A segment whose box is not empty is
+    kept even if none of its pixels remain. `areas` do not change.
     """
     if plan.flip:
         example = _flip(example)
@@ -134,7 +161,7 @@ def apply(example: Example, plan: Plan) -> Example:
 def resize_image(
     image: UInt8[np.ndarray, "from_height from_width 3"], size: Size
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Pillow's bilinear resize to (height, width), which smooths when it shrinks."""
+    """Resizes an RGB image with Pillow's bilinear filter, which antialiases when it shrinks."""
     if image.shape[:2] == size:
         return image
     height, width = size
@@ -144,15 +171,16 @@ def resize_image(
 def resize_map(
     segment_map: UInt8[np.ndarray, "from_height from_width"], size: Size
 ) -> UInt8[np.ndarray, "height width"]:
-    """Nearest neighbour to (height, width) as PyTorch's "nearest": source = floor(target * in / out)."""
+    """Resizes a segment map as PyTorch's mode "nearest": source = floor(target * from / to)."""
     if segment_map.shape == size:
         return segment_map
     rows, columns = (_nearest(*lengths) for lengths in zip(segment_map.shape, size, strict=True))
     return segment_map[rows[:, None], columns]
 
 
-def _nearest(from_length: int, to_length: int) -> np.ndarray:
-    # Single precision, because PyTorch's is: where target * in / out is whole, it may round to just below.
+def _nearest(from_length: int, to_length: int) -> Int[np.ndarray, " {to_length}"]:
+    """Index of the source pixel of each target pixel along one axis."""
+    # In single precision as in PyTorch, where a whole target * from / to can round to just below.
     scale = np.float32(from_length) / np.float32(to_length)
     source = np.floor(np.arange(to_length, dtype=np.float32) * scale).astype(np.intp)
     return np.minimum(source, from_length - 1)
@@ -173,7 +201,7 @@ def _flip(example: Example) -> Example:
     )
 
 
-def _crop(example: Example, crop: tuple[int, int, int, int]) -> Example:
+def _crop(example: Example, crop: Crop) -> Example:
     top, left, height, width = crop
     boxes, visible = _crop_boxes(example.boxes, example.segment_map.shape, crop)
     cropped = dataclasses.replace(
@@ -186,28 +214,32 @@ def _crop(example: Example, crop: tuple[int, int, int, int]) -> Example:
 
 
 def _crop_boxes(
-    boxes: Float32[np.ndarray, "segments 4"], size: tuple[int, ...], crop: tuple[int, int, int, int]
-) -> tuple[Float32[np.ndarray, "segments 4"], np.ndarray]:
-    """Boxes clipped to a crop and relative to it, and which of them have an extent."""
+    boxes: Float32[np.ndarray, "segments 4"], size: Size, crop: Crop
+) -> tuple[Float32[np.ndarray, "segments 4"], Bool[np.ndarray, " segments"]]:
+    """Boxes clipped to a crop and relative to it, and whether each is not empty."""
     top, left, height, width = crop
-    center, extent = np.split(boxes.astype(np.float64) * [*size[::-1], *size[::-1]], 2, axis=-1)
-    low = np.clip(center - extent / 2 - [left, top], 0, [width, height])
-    high = np.clip(center + extent / 2 - [left, top], 0, [width, height])
-    # Boxes in single precision are good to 1e-4 pixels: less is what rounding makes of no extent.
+    corners = pixel_corners(boxes, size) - [left, top, left, top]
+    low, high = np.split(np.clip(corners, 0, [width, height, width, height]), 2, axis=-1)
+    # Boxes in single precision are accurate to 1e-4 pixels: a smaller extent may be a rounding error.
     visible = np.all(high - low > 1e-3, axis=-1)
     relative = np.concatenate([(low + high) / 2, high - low], -1) / [width, height, width, height]
     return relative.astype(np.float32), visible
 
 
-def _draw_crop(
-    size: Size, rng: np.random.Generator, crop_range: tuple[int, int]
-) -> tuple[int, int, int, int]:
+def _draw_crop(size: Size, rng: np.random.Generator, crop_range: tuple[int, int]) -> Crop:
     width, height = (_draw_side(length, rng, crop_range) for length in reversed(size))
     top, left = rng.integers(size[0] - height, endpoint=True), rng.integers(size[1] - width, endpoint=True)
     return int(top), int(left), height, width
 
 
+def _draw_side(length: int, rng: np.random.Generator, crop_range: tuple[int, int]) -> int:
+    """A random side of a crop, at most the image's `length`."""
+    low, high = (min(limit, length) for limit in crop_range)
+    return int(rng.integers(low, high, endpoint=True))
+
+
 def _possible_crops(sizes: set[Size], settings: TrainTransform) -> set[Size]:
+    """Sizes of all crops that images of these sizes can get."""
     if settings.crop_scales:
         sizes = {resized_size(size, scale) for size in sizes for scale in settings.crop_scales}
     low, high = settings.crop_range
@@ -215,12 +247,6 @@ def _possible_crops(sizes: set[Size], settings: TrainTransform) -> set[Size]:
     for height, width in sizes:
         possible[min(low, height) : height + 1, min(low, width) : width + 1] = True
     return {(height, width) for height, width in np.argwhere(possible).tolist()}
-
-
-def _draw_side(length: int, rng: np.random.Generator, crop_range: tuple[int, int]) -> int:
-    """A side of a crop, no longer than the image's."""
-    low, high = (min(limit, length) for limit in crop_range)
-    return int(rng.integers(low, high, endpoint=True))
 
 
 def _choice(rng: np.random.Generator, values: tuple[int, ...]) -> int:
