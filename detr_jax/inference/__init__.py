@@ -1,1 +1,1 @@
-"""From images to detections and panoptic segmentations."""
+"""Runs trained models on images: detections and panoptic segmentations."""

@@ -1,4 +1,4 @@
-"""Class scores and boxes of queries as detections."""
+"""Converts class logits and boxes of queries to detections."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,17 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from scipy import special
 
+from detr_jax.data.example import pixel_corners
+
 
 class Detections(NamedTuple):
-    """What every query found: corners x0, y0, x1, y1 in pixels, the probability of its class, the class."""
+    """One detection per query.
+
+    Attributes:
+      boxes: Corners x0, y0, x1, y1 in pixels.
+      scores: Probability of the label.
+      labels: Most likely class other than "no object", a category id.
+    """
 
     boxes: Float32[np.ndarray, "queries 4"]
     scores: Float32[np.ndarray, " queries"]
@@ -20,15 +28,15 @@ def detections(
     boxes: Float[np.ndarray, "queries 4"],
     orig_size: tuple[int, int],
 ) -> Detections:
-    """Every query as a detection (the original's `PostProcess`): AP ranks them, so none is left out.
+    """Converts every query to a detection, as the original `PostProcess` does.
+
+    No query is dropped, since average precision ranks all of them.
 
     Args:
-      logits: class scores before the softmax; the last class, "no object", is never the label.
+      logits: Class scores of one image before the softmax; the last class is "no object".
       boxes: cx, cy, w, h relative to the image.
-      orig_size: height and width in pixels of the image that the boxes are for.
+      orig_size: Height and width of the image, in pixels.
     """
     probabilities = special.softmax(logits.astype(np.float32), -1)[:, :-1]
-    height, width = orig_size
-    center, half = boxes[:, :2], boxes[:, 2:] / 2
-    corners = np.concatenate([center - half, center + half], -1) * [width, height, width, height]
-    return Detections(corners.astype(np.float32), probabilities.max(-1), probabilities.argmax(-1))
+    corners = pixel_corners(boxes, orig_size).astype(np.float32)
+    return Detections(corners, probabilities.max(-1), probabilities.argmax(-1))

@@ -1,14 +1,15 @@
-"""From class scores and mask logits to a map of segments.
+"""Fuses the masks of queries into panoptic segmentations.
 
-    survivors = surviving_queries(logits)                    # host: which queries speak
-    masks = ...                                              # the mask head, on those queries only
-    (fused,) = fuse([survivors], masks, ...)                 # device: each pixel takes a query
-    result = fused.fetch()                                   # host: the map
-    table = fused.overlaps(segment_map)                      # or device: pixels shared with another map
+    survivors = surviving_queries(logits, threshold)         # host: queries above the threshold
+    mask_logits = ...                                        # device: the mask head, on those queries
+    (segmentation,) = fuse([survivors], mask_logits, ...)    # device: assigns each pixel to a query
+    segmentation.fetch()                                     # host: the segment map
+    segmentation.overlaps(segment_map, count)                # or device: pixels shared with another map
 
-The rules are those of the original DETR (`PostProcessPanoptic`): every pixel takes the surviving query with
-the largest mask logit, queries of one stuff class become one segment, and while a segment is tiny at the
-original size (after a nearest resize) it is dropped and the pixels vote again.
+The rules are those of the original `PostProcessPanoptic`
+(https://github.com/facebookresearch/detr/blob/main/models/segmentation.py): each pixel goes to the surviving
+query with the largest mask logit, and queries of the same stuff class become one segment. Segments that are
+tiny at the original size (after nearest-neighbour resizing) are dropped, and the vote is repeated.
 """
 
 import dataclasses
@@ -18,44 +19,69 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int16, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from ml_collections import ConfigDict
 from PIL import Image
 from scipy.special import softmax
 
 from detr_jax.data.example import Category
-from detr_jax.data.panoptic import PanopticSegmentation
-from detr_jax.inference.voting import MASK_STRIDE, distinct_pairs, joint_histogram, vote_until_stable
-
-# Sizes that do not matter to the result are rounded up to these, so that few programs are compiled.
-CANVAS_STEP = 128
+from detr_jax.inference.device_segmentation import DeviceSegmentation
+from detr_jax.inference.voting import distinct_pairs, vote_until_stable
+from detr_jax.models.mask_head import MASK_STRIDE
 
 
-SEGMENTS_STEP = 64
+@dataclasses.dataclass(frozen=True)
+class FusionRules:
+    """Thresholds of the fusion: the `eval` section of a config, without the evaluation.
+
+    Attributes:
+      threshold: Class probability above which a query survives, in [0, 1].
+      merge_stuff: "first" as in the original: queries of one stuff class are merged in the first round, and
+        later rounds count the votes of the first query of the class alone. "always": all queries of the class
+        vote for the common segment in every round, so a region that two queries share stays whole.
+      duplicate_iou: Mask IoU above which the lower-scoring query is dropped; 1, as in the original, keeps
+        both.
+    """
+
+    threshold: float
+    merge_stuff: str
+    duplicate_iou: float
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "FusionRules":
+        """The rules of a config's `eval` section."""
+        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
 
 
 class Survivors(NamedTuple):
-    """The queries of one image that found something, in query order."""
+    """Queries of one image above the confidence threshold, in query order.
 
-    queries: Int[np.ndarray, " pairs"]
-    classes: Int[np.ndarray, " pairs"]
-    scores: Float32[np.ndarray, " pairs"]
+    Attributes:
+      queries: Indices of the queries.
+      classes: Most likely class of each query, a category id.
+      scores: Probability of that class.
+    """
+
+    queries: Int[np.ndarray, " survivors"]
+    classes: Int[np.ndarray, " survivors"]
+    scores: Float32[np.ndarray, " survivors"]
 
 
 def surviving_queries(
     logits: Float[np.ndarray, "queries classes"],
-    threshold: float = 0.85,
+    threshold: float,
     categories: Sequence[Category] | None = None,
 ) -> Survivors:
-    """Queries whose most likely class, "no object" (the last one) aside, exceeds a probability.
+    """Queries whose most likely class other than "no object" exceeds a probability.
 
-    The original also asks that "no object" is less likely. That only matters to thresholds below 0.5, where
-    something may be worth a guess although it may be nothing.
+    The original also requires that class to be more likely than "no object". The two differ for thresholds
+    below 0.5 only, which ask for uncertain objects.
 
     Args:
-      logits: class scores of one image before the softmax.
-      threshold: on the probability of the class; 0.85 in the original.
-      categories: if given, a query that prefers a class without a category is dropped, too. The published
-        models have 250 class scores for 133 categories; a trained one never prefers any of the others.
+      logits: Class scores of one image before the softmax; the last class is "no object".
+      threshold: Class probability above which a query survives.
+      categories: If given, queries of any other class are dropped. The published models have 250 classes for
+        133 categories, and the remaining classes are never predicted by a trained model.
     """
     logits = np.asarray(logits, np.float32)
     classes = logits[:, :-1].argmax(-1)
@@ -67,77 +93,25 @@ def surviving_queries(
     return Survivors(queries, classes[queries], scores[queries])
 
 
-@dataclasses.dataclass(frozen=True)
-class DeviceSegmentation:
-    """One image, divided into segments, while its map is still where it was computed.
+class _Pairs(NamedTuple):
+    """Surviving queries of a batch, image by image, in the order of their mask logits.
 
     Attributes:
-      canvas: maps of the batch that the image is part of, at the size that the model saw, 0 is void.
-      index: of the image in it.
-      rows: of the canvas, for every row at the original size.
-      columns: the same of columns.
-      segments_info: see `PanopticSegmentation`; segments are numbered from 1 in this order.
-      categories: what `category_id` refers to.
+      image: Index of each pair's image; -1 for a pair that does not vote.
+      classes: Class of each pair.
+      scores: Class probability of each pair.
     """
 
-    canvas: Int16[Array | np.ndarray, "batch canvas_height canvas_width"]
-    index: int
+    image: Int[np.ndarray, " pairs"]
+    classes: Int[np.ndarray, " pairs"]
+    scores: Float32[np.ndarray, " pairs"]
+
+
+class _Axes(NamedTuple):
+    """Canvas row and column of every row and column of one image at its original size."""
+
     rows: Int[np.ndarray, " height"]
     columns: Int[np.ndarray, " width"]
-    segments_info: list[dict[str, Any]]
-    categories: tuple[Category, ...]
-
-    def fetch(self) -> PanopticSegmentation:
-        """The same with its map on the host, at the original size."""
-        canvas = np.asarray(self.canvas)[self.index]
-        segment_map = canvas[self.rows[:, None], self.columns].astype(np.int32)
-        return PanopticSegmentation(segment_map, self.segments_info, self.categories)
-
-    def overlaps(
-        self, segment_map: UInt8[np.ndarray, "height width"], count: int
-    ) -> Int32[Array, "rows columns"]:
-        """Pixels shared with the segments of another map, counted on the device.
-
-        Args:
-          segment_map: of the original size, 0 is void.
-          count: of segments in it, numbered from 1.
-
-        Returns:
-          Row 0 is the other map's void, column 0 this one's; zeros follow behind the last segments.
-
-        Raises:
-          ValueError: the sizes differ.
-        """
-        shape = len(self.rows), len(self.columns)
-        if segment_map.shape != shape:
-            raise ValueError(f"the maps differ in size: {segment_map.shape}, and predicted {shape}")
-        height, width = (-(-length // CANVAS_STEP) * CANVAS_STEP for length in shape)
-        rows, columns = (
-            -(-(length + 1) // SEGMENTS_STEP) * SEGMENTS_STEP for length in (count, len(self.segments_info))
-        )
-        return joint_histogram(
-            self.canvas,
-            np.int32(self.index),
-            np.pad(self.rows, (0, height - shape[0])).astype(np.int32),
-            np.pad(self.columns, (0, width - shape[1])).astype(np.int32),
-            np.pad(segment_map, ((0, height - shape[0]), (0, width - shape[1]))),
-            np.array(shape, np.int32),
-            (rows, columns),
-        )
-
-
-def panoptic_segmentation(
-    survivors: Survivors,
-    mask_logits: Float[Array | np.ndarray, "pairs height width"],
-    processed_size: tuple[int, int],
-    orig_size: tuple[int, int],
-    categories: tuple[Category, ...],
-    merge_stuff: str = "first",
-    duplicate_iou: float = 1.0,
-) -> PanopticSegmentation:
-    """One image, with its map on the host: see `fuse`."""
-    sizes = np.array([processed_size]), np.array([orig_size])
-    return fuse([survivors], mask_logits, *sizes, categories, merge_stuff, duplicate_iou)[0].fetch()
 
 
 def fuse(
@@ -146,124 +120,157 @@ def fuse(
     processed_sizes: Int[np.ndarray, "batch 2"],
     orig_sizes: Int[np.ndarray, "batch 2"],
     categories: tuple[Category, ...],
-    merge_stuff: str = "first",
-    duplicate_iou: float = 1.0,
+    rules: FusionRules,
 ) -> list[DeviceSegmentation]:
-    """Divides the images of a batch into segments.
+    """Fuses the masks of a batch into one panoptic segmentation per image.
 
-    Neither padded pairs nor padded pixels change a result.
+    Neither padded pairs nor padded pixels change a result. The computation runs on the device of the mask
+    logits, and each shape of them is compiled once.
 
     Args:
-      survivors: of every image.
-      mask_logits: at a quarter of the processed size, rounded up; the pairs of the first image in the order
-        of its survivors, then those of the second and so on, then any number of padding. It stays on its
-        device, and every shape of it is one compiled program.
-      processed_sizes: valid height and width of each image as the model saw it.
-      orig_sizes: height and width of each returned map.
-      categories: of the model; a thing keeps every query apart, stuff is merged.
-      merge_stuff: "first" is the original: stuff of one class is merged before anything is dropped, and
-        only the first query of the class votes from then on. With "always", all queries of the class vote
-        for the common segment in every round, so a large region that two queries share does not lose a
-        part.
-      duplicate_iou: a query whose mask has a larger IoU than this with that of a query with a better score
-        is left out; 1, as in the original, leaves out none.
+      survivors: Surviving queries of each image.
+      mask_logits: Mask logits at a quarter of the processed size, rounded up: one per surviving query, image
+        by image, followed by any number of padded pairs.
+      processed_sizes: Valid height and width of each image as the model saw it, in pixels.
+      orig_sizes: Height and width of each returned map, in pixels.
+      categories: Categories of the model's classes. Things keep one segment per query, stuff is merged.
+      rules: Thresholds of the fusion.
 
     Raises:
-      ValueError: there are more survivors than mask logits, one is of a class without a category, or no such
-        way to merge.
+      ValueError: There are more survivors than mask logits, or a survivor's class has no category.
     """
-    classes = np.concatenate([one.classes for one in survivors])
-    scores = np.concatenate([one.scores for one in survivors])
-    image = np.repeat(np.arange(len(survivors)), [len(one.classes) for one in survivors])
-    by_id = {category.id: category for category in categories}
-    _check(classes, len(mask_logits), by_id, merge_stuff)
-    if not len(classes):
-        blank = np.zeros((len(survivors), 1, 1), np.int16)
-        return [
-            DeviceSegmentation(blank, index, np.zeros(height, int), np.zeros(width, int), [], categories)
-            for index, (height, width) in enumerate(orig_sizes.tolist())
-        ]
-
-    if duplicate_iou < 1:
-        padded_scores = np.pad(scores, (0, len(mask_logits) - len(scores)))
-        padded_image = _pad(image, len(mask_logits), fill=-1)
-        sizes = processed_sizes.astype(np.int32)
-        distinct = distinct_pairs(mask_logits, padded_image, padded_scores, sizes, np.float32(duplicate_iou))
-        image = np.where(np.asarray(distinct)[: len(image)], image, -1)
+    isthing = {category.id: category.isthing for category in categories}
+    pairs = _concatenate(survivors)
+    _check_pairs(pairs, len(mask_logits), isthing)
+    if not len(pairs.image):
+        return [_void(orig_size, categories) for orig_size in orig_sizes.tolist()]
+    sizes = processed_sizes.astype(np.int32)
+    if rules.duplicate_iou < 1:
+        pairs = _without_duplicates(pairs, mask_logits, sizes, rules.duplicate_iou)
     axes = [
-        (nearest_indices(small[0], large[0]), nearest_indices(small[1], large[1]))
-        for small, large in zip(processed_sizes.tolist(), orig_sizes.tolist(), strict=True)
+        _Axes(nearest_indices(height, orig_height), nearest_indices(width, orig_width))
+        for (height, width), (orig_height, orig_width) in zip(
+            sizes.tolist(), orig_sizes.tolist(), strict=True
+        )
     ]
-    canvas_shape = MASK_STRIDE * mask_logits.shape[1], MASK_STRIDE * mask_logits.shape[2]
-    merged = _first_of_same_stuff(image, classes, by_id)
-    canvas, areas, visible = vote_until_stable(
-        mask_logits,
-        _pad(image, len(mask_logits), fill=-1),
-        _pad(merged, len(mask_logits)),
-        _pad(merged if merge_stuff == "always" else np.arange(len(merged)), len(mask_logits)),
-        processed_sizes.astype(np.int32),
-        np.stack([np.bincount(rows, minlength=canvas_shape[0]) for rows, _ in axes]).astype(np.int32),
-        np.stack([np.bincount(columns, minlength=canvas_shape[1]) for _, columns in axes]).astype(np.int32),
-    )
+    canvas, areas, visible = _vote(pairs, mask_logits, sizes, axes, isthing, rules.merge_stuff)
     areas, visible = jax.device_get((areas, visible))
     return [
         DeviceSegmentation(
-            canvas,
-            index,
-            rows,
-            columns,
-            [
-                {
-                    "id": number,
-                    "category_id": int(classes[pair]),
-                    "isthing": by_id[int(classes[pair])].isthing,
-                    "area": int(areas[pair]),
-                    "score": float(scores[pair]),
-                }
-                for number, pair in enumerate(np.flatnonzero((image == index) & visible[: len(image)]), 1)
-            ],
-            categories,
+            canvas, index, *image_axes, _segments_info(index, pairs, areas, visible, isthing), categories
         )
-        for index, (rows, columns) in enumerate(axes)
+        for index, image_axes in enumerate(axes)
     ]
 
 
 @functools.lru_cache(maxsize=4096)
 def nearest_indices(from_length: int, to_length: int) -> Int[np.ndarray, " {to_length}"]:
-    """The source pixel of every target pixel of one axis in Pillow's nearest resize.
+    """Source pixel of each target pixel along one axis, in Pillow's nearest-neighbour resizing.
 
-    Asked of Pillow itself: it sums its position step by step, so its ties differ from any closed form.
+    Pillow itself computes them: it accumulates its position step by step, so its ties differ from any closed
+    form.
     """
     ramp = Image.fromarray(np.arange(from_length, dtype=np.int32)[None])
     return np.asarray(ramp.resize((to_length, 1), Image.Resampling.NEAREST))[0]
 
 
-def _first_of_same_stuff(
-    image: Int[np.ndarray, " pairs"], classes: Int[np.ndarray, " pairs"], by_id: dict[int, Category]
-) -> Int[np.ndarray, " pairs"]:
-    """For each pair the first one of the same image and stuff class; things stay apart."""
-    merged = np.arange(len(classes))
-    first: dict[tuple[int, int], int] = {}
-    for pair, key in enumerate(zip(image.tolist(), classes.tolist(), strict=True)):
-        if not by_id[key[1]].isthing:
-            merged[pair] = first.setdefault(key, pair)
-    return merged
+def _concatenate(survivors: Sequence[Survivors]) -> _Pairs:
+    """The survivors of all images as one list of pairs."""
+    image = np.repeat(np.arange(len(survivors)), [len(found.queries) for found in survivors])
+    classes = np.concatenate([found.classes for found in survivors])
+    return _Pairs(image, classes, np.concatenate([found.scores for found in survivors]))
 
 
-def _check(
-    classes: Int[np.ndarray, " survivors"], pairs: int, by_id: dict[int, Category], merge_stuff: str
-) -> None:
-    if merge_stuff not in ("first", "always"):
-        raise ValueError(f"merge_stuff is {merge_stuff!r}: must be first or always")
-    if len(classes) > pairs:
-        raise ValueError(f"{len(classes)} queries survive, but there are mask logits of {pairs} only.")
-    unknown = sorted(set(classes.tolist()) - set(by_id))
+def _check_pairs(pairs: _Pairs, mask_count: int, isthing: dict[int, bool]) -> None:
+    """Checks that each pair has mask logits and a category."""
+    if len(pairs.image) > mask_count:
+        raise ValueError(f"{len(pairs.image)} queries survive, but there are {mask_count} mask logits")
+    unknown = sorted(set(pairs.classes.tolist()) - isthing.keys())
     if unknown:
         raise ValueError(
-            f"The predicted class {unknown[0]} is no category (of {len(by_id)}). Pass the categories "
-            "of the model, or pass yours to `surviving_queries`, too, to ignore such queries."
+            f"a surviving query is of class {unknown[0]}, which is none of the {len(isthing)} categories; "
+            "surviving_queries drops such queries if given the categories"
         )
 
 
-def _pad(values: Int[np.ndarray, " survivors"], pairs: int, fill: int = 0) -> Int32[np.ndarray, " pairs"]:
-    return np.pad(values, (0, pairs - len(values)), constant_values=fill).astype(np.int32)
+def _void(orig_size: Sequence[int], categories: tuple[Category, ...]) -> DeviceSegmentation:
+    """An image without segments."""
+    rows, columns = (np.zeros(length, int) for length in orig_size)
+    return DeviceSegmentation(np.zeros((1, 1, 1), np.int16), 0, rows, columns, [], categories)
+
+
+def _without_duplicates(
+    pairs: _Pairs,
+    mask_logits: Float[Array | np.ndarray, "pairs height width"],
+    sizes: Int32[np.ndarray, "batch 2"],
+    duplicate_iou: float,
+) -> _Pairs:
+    """The pairs, except that a duplicate of a pair with a better score does not vote."""
+    count = len(mask_logits)
+    distinct = distinct_pairs(
+        mask_logits,
+        _pad(pairs.image, count, fill=-1),
+        np.pad(pairs.scores, (0, count - len(pairs.scores))),
+        sizes,
+        np.float32(duplicate_iou),
+    )
+    return pairs._replace(image=np.where(np.asarray(distinct)[: len(pairs.image)], pairs.image, -1))
+
+
+def _vote(
+    pairs: _Pairs,
+    mask_logits: Float[Array | np.ndarray, "pairs height width"],
+    sizes: Int32[np.ndarray, "batch 2"],
+    axes: Sequence[_Axes],
+    isthing: dict[int, bool],
+    merge_stuff: str,
+) -> tuple[Array, Array, Array]:
+    """Pads the arguments of `vote_until_stable`, and returns its results."""
+    count, mask_height, mask_width = mask_logits.shape
+    height, width = MASK_STRIDE * mask_height, MASK_STRIDE * mask_width
+    first_votes = _first_of_same_stuff(pairs, isthing)
+    later_votes = first_votes if merge_stuff == "always" else np.arange(len(first_votes))
+    return vote_until_stable(
+        mask_logits,
+        _pad(pairs.image, count, fill=-1),
+        _pad(first_votes, count),
+        _pad(later_votes, count),
+        sizes,
+        np.stack([np.bincount(rows, minlength=height) for rows, _ in axes]).astype(np.int32),
+        np.stack([np.bincount(columns, minlength=width) for _, columns in axes]).astype(np.int32),
+    )
+
+
+def _first_of_same_stuff(pairs: _Pairs, isthing: dict[int, bool]) -> Int[np.ndarray, " pairs"]:
+    """For each pair, the first pair of the same image and stuff class; for a thing, the pair itself."""
+    merged = np.arange(len(pairs.image))
+    first: dict[tuple[int, int], int] = {}
+    for pair, (image, label) in enumerate(zip(pairs.image.tolist(), pairs.classes.tolist(), strict=True)):
+        if not isthing[label]:
+            merged[pair] = first.setdefault((image, label), pair)
+    return merged
+
+
+def _segments_info(
+    index: int,
+    pairs: _Pairs,
+    areas: Int32[np.ndarray, " padded_pairs"],
+    visible: Bool[np.ndarray, " padded_pairs"],
+    isthing: dict[int, bool],
+) -> list[dict[str, Any]]:
+    """COCO's `segments_info` of one image of the batch."""
+    shown = np.flatnonzero((pairs.image == index) & visible[: len(pairs.image)])
+    return [
+        {
+            "id": number,
+            "category_id": int(pairs.classes[pair]),
+            "isthing": isthing[int(pairs.classes[pair])],
+            "area": int(areas[pair]),
+            "score": float(pairs.scores[pair]),
+        }
+        for number, pair in enumerate(shown, 1)
+    ]
+
+
+def _pad(values: Int[np.ndarray, " pairs"], count: int, fill: int = 0) -> Int32[np.ndarray, " {count}"]:
+    return np.pad(values, (0, count - len(values)), constant_values=fill).astype(np.int32)

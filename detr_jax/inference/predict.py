@@ -1,44 +1,62 @@
 """Segments the images of folders and writes the results as files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
 from PIL import Image
 
+import detr_jax.config
 from detr_jax.data.categories import coco_panoptic, to_json
-from detr_jax.data.images import image_files, read_image
+from detr_jax.data.images import list_images, read_image
+from detr_jax.errors import UserError
 from detr_jax.inference.predictor import Predictor
+from detr_jax.runtime import reporting
+from detr_jax.visualize import overlay
 from detr_jax.weights.class_agreement import known_categories
 from detr_jax.weights.initialize import trained_model
 
 
-def predict(config: Any, workdir: str | Path, images: Sequence[str]) -> None:
-    """Segments images; writes COCO panoptic PNGs, one JSON and overlays under `workdir/predictions`.
-
-    A file that is no image is reported and left out.
+def predict(config: ConfigDict, workdir: str | Path, images: Sequence[str]) -> None:
+    """Segments images with a run's newest checkpoint, or else with `config.init_from` (`--mode=predict`).
 
     Args:
-      config: see `default_config`; for the weights see `trained_model`.
-      workdir: gets predictions/panoptic/*.png, predictions/panoptic.json and predictions/overlays/*.png.
-      images: files, or folders of them.
+      config: Whole config, see `default_config`.
+      workdir: Directory of the run. Results are written to its `predictions/`, see `predict_files`.
+      images: Paths of image files, or of folders of images.
 
     Raises:
-      FileNotFoundError: no images, or no weights.
+      MissingFileError: There are no images, or there is no checkpoint.
+      UserError: A config field is invalid, or the model has no mask head.
     """
-    from detr_jax.runtime.reporting import Reporter  # here, since TensorBoard takes seconds to import
+    detr_jax.config.validate(config)
+    files = list(list_images(images))
+    model, params, source = trained_model(config, workdir)
+    categories = known_categories(source, model.num_classes) or coco_panoptic()
+    predictor = Predictor(model, params, categories, config)
+    predict_files(predictor, files, Path(workdir) / "predictions")
 
-    files = list(image_files(images))
-    predictor = _predictor(config, workdir)
+
+def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Path) -> None:
+    """Segments image files and writes the results in COCO's panoptic format. Logs and skips unreadable files.
+
+    Args:
+      predictor: Model with a mask head.
+      files: Paths of the images.
+      folder: Directory of the results: `panoptic/*.png`, `panoptic.json`, and pictures in `overlays/*.png`.
+
+    Raises:
+      UserError: The model has no mask head.
+    """
     if not predictor.has_masks:
-        raise ValueError(
+        raise UserError(
             "these weights have no mask head, which panoptic predictions need; "
             "in Python, Predictor.detect returns their boxes"
         )
-    folder = Path(workdir) / "predictions"
+    folder = Path(folder)
     (folder / "overlays").mkdir(parents=True, exist_ok=True)
-    reporter = Reporter(workdir, 0, 1)
     written: dict[str, list[Any]] = {
         "images": [],
         "annotations": [],
@@ -47,24 +65,18 @@ def predict(config: Any, workdir: str | Path, images: Sequence[str]) -> None:
     for image_id, file in enumerate(files, 1):
         try:
             pixels = read_image(file)
-        except ValueError as error:
-            reporter.say(f"left out: {error}")
+        except UserError as error:
+            reporting.log(f"skipped: {error}")
             continue
         result = predictor(pixels)
         name = f"{file.stem}.png"
         if any(info["file_name"] == name for info in written["annotations"]):
             name = f"{file.stem}_{image_id}.png"
         result.save(folder / "panoptic" / name)
-        Image.fromarray(result.overlay(pixels)).save(folder / "overlays" / name)
+        Image.fromarray(overlay(pixels, result)).save(folder / "overlays" / name)
         height, width = pixels.shape[:2]
         written["images"].append({"id": image_id, "file_name": file.name, "height": height, "width": width})
         written["annotations"].append(result.annotation(image_id, name))
-        reporter.say(f"{file}: {len(result.segments_info)} segments")
+        reporting.log(f"{file}: {len(result.segments_info)} segments")
     (folder / "panoptic.json").write_text(json.dumps(written))
-    reporter.say(f"wrote {len(written['images'])} predictions to {folder}")
-
-
-def _predictor(config: Any, workdir: str | Path) -> Predictor:
-    model, params, source = trained_model(config, workdir)
-    categories = known_categories(source, model.num_classes) or coco_panoptic()
-    return Predictor(model, params, categories, config)
+    reporting.log(f"wrote {len(written['images'])} predictions to {folder}")

@@ -1,4 +1,4 @@
-"""Images in, panoptic segmentations out."""
+"""Runs a trained model on single images: panoptic segmentations, boxes, or the raw outputs of all queries."""
 
 import json
 from collections.abc import Sequence
@@ -6,21 +6,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
+import detr_jax.config
 from detr_jax.config import default_config, parse_config
-from detr_jax.data.batch_plan import choose_shape
 from detr_jax.data.categories import coco_panoptic, from_json
-from detr_jax.data.example import Category
-from detr_jax.data.images import ImageLike, _pad, read_image
+from detr_jax.data.example import Category, coco_bbox
+from detr_jax.data.images import ImageLike, pad_images, read_image, resize_for_eval, static_shape
 from detr_jax.data.panoptic import PanopticSegmentation
-from detr_jax.data.transforms import EvalTransform, plan_eval, resize_image
+from detr_jax.errors import UserError
 from detr_jax.inference.detections import detections
 from detr_jax.inference.segmenter import Segmenter
-from detr_jax.models.detr import Detr
+from detr_jax.models.detr import Detr, Params, build_model
+from detr_jax.models.mask_head import MASK_STRIDE
+from detr_jax.ops.padding import ceil_div
 from detr_jax.runtime import parallel
 from detr_jax.weights import layouts, tensor_files
 from detr_jax.weights.initialize import load_model
@@ -28,46 +29,48 @@ from detr_jax.weights.runs import stored_with
 
 
 class RawOutputs(NamedTuple):
-    """All that a model says of one image, for every query.
+    """Outputs of all queries for one image.
 
     Attributes:
-      pred_logits: the last class is "no object".
+      pred_logits: Class scores before the softmax; the last class is "no object".
       pred_boxes: cx, cy, w, h relative to the image.
-      pred_masks: mask logits at a quarter of the resolution, rounded up; None without a mask head.
+      pred_masks: Mask logits at a quarter of the resolution, rounded up; None without a mask head.
     """
 
-    pred_logits: Float[np.ndarray, "queries classes"]
-    pred_boxes: Float[np.ndarray, "queries 4"]
-    pred_masks: Float[np.ndarray, "queries quarter_height quarter_width"] | None
+    pred_logits: Float32[np.ndarray, "queries classes"]
+    pred_boxes: Float32[np.ndarray, "queries 4"]
+    pred_masks: Float32[np.ndarray, "queries quarter_height quarter_width"] | None
 
 
 class Predictor:
-    """A trained model that takes images as people have them."""
+    """Runs a trained model on images given as paths, PIL images or arrays.
+
+    Attributes:
+      config: Config that image sizes and thresholds are taken from.
+      categories: Categories of the model's classes.
+      has_masks: Whether the model has a mask head; without one it only detects.
+    """
 
     def __init__(
-        self, model: Detr, params: Any, categories: tuple[Category, ...], config: ConfigDict | None = None
+        self,
+        model: Detr,
+        params: Params,
+        categories: tuple[Category, ...],
+        config: ConfigDict | None = None,
     ):
-        """Puts the model on the first device; compiles nothing yet.
+        """Copies the parameters to the first local device. Compiles nothing yet.
 
         Args:
-          model: the model.
-          params: its parameters, on the host; without "mask_head" it only detects.
-          categories: what its classes are.
-          config: for sizes and thresholds, `default_config()` if not given.
+          model: Detector and mask head.
+          params: Parameters of the model, on the host; without "mask_head" for a model that only detects.
+          categories: Categories of the model's classes.
+          config: Config with image sizes and thresholds; `default_config()` by default.
         """
         self.config = config or default_config()
         self.categories, self.has_masks = categories, "mask_head" in params
         devices = jax.local_devices()[:1]
-        self._segmenter = Segmenter(
-            model,
-            parallel.replicate(params, devices),
-            categories,
-            threshold=self.config.eval.threshold,
-            merge_stuff=self.config.eval.merge_stuff,
-            duplicate_iou=self.config.eval.duplicate_iou,
-            pair_lengths=self.config.pair_lengths,
-            devices=devices,
-        )
+        replicated = parallel.replicate(params, devices)
+        self._segmenter = Segmenter.from_config(self.config, model, replicated, categories, devices)
 
     @classmethod
     def from_pretrained(
@@ -83,132 +86,141 @@ class Predictor:
     ) -> "Predictor":
         """Loads a published checkpoint or a run of this project.
 
+        Settings that are None keep the value of the run that the checkpoint is from, or else the default.
+
         Args:
-          source: a `.pth` or `.safetensors` file, a hub name ("facebook/detr-resnet-50-panoptic"), the name
-            of a checkpoint that comes with this package ("shapes-panoptic"), or the workdir of a run. A run
-            and what was exported from it know their config and categories, which are the defaults then.
-          dilation: whether it is a DC5 model, which tensors do not tell; by default if "dc5" is in the name.
-          categories: of a checkpoint that was not trained on COCO.
-          threshold: least class probability of a segment; 0.85 by default, as in the original.
-          merge_stuff: "first" by default, as in the original, or "always", see `fusion.fuse`.
-          duplicate_iou: 1 by default, as in the original; less leaves out queries whose masks are alike, see
-            `fusion.fuse`.
-          dtype: of the computation, "float32" by default, or "bfloat16".
+          source: Path of a `.pth` or `.safetensors` file; name of a repository on the Hugging Face hub
+            ("facebook/detr-resnet-50-panoptic"); name of a checkpoint in this package ("shapes-panoptic"); or
+            directory of a run.
+          dilation: Whether a published checkpoint is a DC5 model, which its tensors do not reveal; by default
+            if its name contains "dc5".
+          categories: Categories of the checkpoint's classes; by default those stored with it, or COCO's.
+          threshold: Class probability above which a query becomes a segment; 0.85 by default.
+          merge_stuff: "first" (default) or "always", see `FusionRules`.
+          duplicate_iou: Mask IoU above which the lower-scoring query is dropped; 1, the default, keeps both.
+          dtype: Dtype of the computation: "float32" (default) or "bfloat16".
 
         Raises:
-          FileNotFoundError: no such file, hub name, or checkpoint in the workdir.
-          WeightsError: a checkpoint with a missing, extra or misshapen tensor; the message names it.
+          MissingFileError: There is no such file, repository or run.
+          WeightsError: A tensor is missing, has the wrong shape, or is not part of the model.
+          UserError: A setting is out of range.
         """
-        known = stored_with(source)
-        config = parse_config(known["config"]) if known else default_config()
+        stored = stored_with(source)
+        config = parse_config(stored["config"]) if stored else default_config()
+        chosen = {"threshold": threshold, "merge_stuff": merge_stuff, "duplicate_iou": duplicate_iou}
+        config.eval.update({name: value for name, value in chosen.items() if value is not None})
         config.model.dtype = dtype or config.model.dtype
-        config.eval.threshold = config.eval.threshold if threshold is None else threshold
-        config.eval.merge_stuff = merge_stuff or config.eval.merge_stuff
-        config.eval.duplicate_iou = config.eval.duplicate_iou if duplicate_iou is None else duplicate_iou
-        if known:
+        if stored:
+            detr_jax.config.validate(config)
             model, params = load_model(str(source), config.model)
-            categories = categories or from_json(json.loads(known["categories"]))
-        else:
-            state = tensor_files.read_state_dict(source)
-            if dilation is None:
-                dilation = "dc5" in Path(source).name.lower()
-            inferred = layouts.model_options_of(state)
-            model = Detr(**inferred, dilation=dilation, dtype=jnp.dtype(config.model.dtype))
-            params = layouts.from_state_dict(state, model, str(source))
-            categories = categories or tuple(c for c in coco_panoptic() if c.id < model.num_classes)
-        return cls(model, params, categories, config)
+            return cls(model, params, categories or from_json(json.loads(stored["categories"])), config)
+        state = tensor_files.read_state_dict(source)
+        config.model.dilation = "dc5" in Path(source).name.lower() if dilation is None else dilation
+        config.model.update(layouts.model_options_of(state))
+        detr_jax.config.validate(config)
+        model = build_model(config.model)
+        params = layouts.from_state_dict(state, model, str(source))
+        coco = tuple(category for category in coco_panoptic() if category.id < model.num_classes)
+        return cls(model, params, categories or coco, config)
 
     def __call__(self, image: ImageLike) -> PanopticSegmentation:
-        """The panoptic segmentation of an image, at its own size.
+        """The panoptic segmentation of an image, at its original size.
 
         Args:
-          image: a file, a Pillow image, or an RGB array.
+          image: Path, PIL image, or RGB array, uint8 (height, width, 3).
 
         Raises:
-          ValueError: not an image, or the model has no mask head.
+          MissingFileError: There is no such file.
+          UserError: The image cannot be read, or the model has no mask head.
         """
         if not self.has_masks:
-            raise ValueError("this checkpoint has no mask head: use detect(), or load a panoptic one")
+            raise UserError("this checkpoint has no mask head: use detect(), or load a panoptic checkpoint")
         pixels = read_image(image)
-        resized = self._resize(pixels)
-        canvas, size = _pad([resized], self._static_shape(resized.shape[:2]))
-        orig_size = np.array([pixels.shape[:2]], np.int32)
-        return self._segmenter.segment(canvas, size, orig_size)[0][0].fetch()
+        canvas, size = self._prepare(pixels)
+        (segmentation,), _ = self._segmenter.segment(canvas, size, np.array([pixels.shape[:2]], np.int32))
+        return segmentation.fetch()
 
     def detect(self, image: ImageLike, threshold: float = 0.7) -> list[dict[str, Any]]:
-        """Boxes in an image, of things and of what stuff the model knows, in COCO's result format.
+        """Boxes in an image, of things and of the stuff classes that the model has.
 
         Args:
-          image: a file, a Pillow image, or an RGB array.
-          threshold: least class probability.
+          image: Path, PIL image, or RGB array, uint8 (height, width, 3).
+          threshold: Class probability above which a query is returned.
 
         Returns:
-          Most confident first, `category_id`, `score` and `bbox` (x, y, width, height in pixels).
+          Detections in COCO's result format, highest score first: `category_id`, `score`, and `bbox` as x, y,
+          width, height in pixels.
+
+        Raises:
+          MissingFileError: There is no such file.
+          UserError: The image cannot be read.
         """
         pixels = read_image(image)
-        resized = self._resize(pixels)
-        found, _ = self._segmenter.detect(*_pad([resized], self._static_shape(resized.shape[:2])))
-        size = pixels.shape[0], pixels.shape[1]
-        boxes, scores, labels = map(np.asarray, detections(found.logits[0], found.boxes[0], size))
+        outputs, _ = self._segmenter.detect(*self._prepare(pixels))
+        height, width = pixels.shape[:2]
+        corners, scores, labels = detections(outputs.logits[0], outputs.boxes[0], (height, width))
         known = np.isin(labels, [category.id for category in self.categories])
-        chosen = [index for index in np.argsort(-scores) if scores[index] > threshold and known[index]]
+        bboxes = coco_bbox(corners)
         return [
             {
-                "category_id": int(labels[index]),
-                "score": float(scores[index]),
-                "bbox": [*boxes[index, :2].tolist(), *(boxes[index, 2:] - boxes[index, :2]).tolist()],
+                "category_id": int(labels[query]),
+                "score": float(scores[query]),
+                "bbox": bboxes[query].tolist(),
             }
-            for index in chosen
+            for query in np.argsort(-scores)
+            if scores[query] > threshold and known[query]
         ]
 
     def raw(self, image: ImageLike, resize: bool = True, pad_to: tuple[int, int] | None = None) -> RawOutputs:
-        """Every query's class logits, box and mask logits; see `raw_batch`."""
+        """Class logits, boxes and mask logits of all queries, see `raw_batch`."""
         return self.raw_batch([image], resize, pad_to)[0]
 
     def raw_batch(
         self, images: Sequence[ImageLike], resize: bool = True, pad_to: tuple[int, int] | None = None
     ) -> list[RawOutputs]:
-        """Every query's class logits, box and mask logits, of images run as one batch.
+        """Class logits, boxes and mask logits of all queries, for images run as one batch.
 
         Args:
-          images: files, Pillow images, or RGB arrays, of any sizes.
-          resize: to the evaluation size; otherwise the pixels go in as they are.
-          pad_to: height and width of the batch, which change no result; by default the largest in it, or
-            after resizing one of the static shapes.
+          images: Paths, PIL images, or RGB arrays, of any sizes.
+          resize: Whether to resize the images to the evaluation size of the config.
+          pad_to: Height and width of the batch, in pixels, which do not affect the results. By default the
+            largest height and width of the images; if they are resized, a static shape that holds both.
 
         Raises:
-          ValueError: an image is larger than `pad_to`.
+          MissingFileError: There is no such file.
+          UserError: An image cannot be read, or is larger than `pad_to`.
         """
         pixels = [read_image(image) for image in images]
         if resize:
-            pixels = [self._resize(image) for image in pixels]
+            pixels = [resize_for_eval(image, self.config.data) for image in pixels]
         height, width = np.max([image.shape[:2] for image in pixels], axis=0).tolist()
-        shape = pad_to or (self._static_shape((height, width)) if resize else (height, width))
-        if shape[0] < height or shape[1] < width:
-            raise ValueError(f"images of up to {height}x{width} do not fit pad_to={shape}")
-        canvas, size = _pad(pixels, shape)
-        found, features = self._segmenter.detect(canvas, size)
-        queries = np.arange(found.logits.shape[1])
+        if pad_to is None:
+            pad_to = self._static_shape((height, width)) if resize else (height, width)
+        if pad_to[0] < height or pad_to[1] < width:
+            raise UserError(f"images of up to {height}x{width} do not fit pad_to={pad_to}")
+        canvas, size = pad_images(pixels, pad_to)
+        outputs, features = self._segmenter.detect(canvas, size)
         masks: list[Any] = [None] * len(pixels)
         if self.has_masks:
-            pairs = self._segmenter.masks(features, size, [queries] * len(pixels))[0]
-            per_image = np.asarray(pairs[: len(queries) * len(pixels)]).reshape(
-                len(pixels), -1, *pairs.shape[1:]
-            )
-            masks = [
-                mask[:, :rows, :columns]
-                for mask, (rows, columns) in zip(per_image, (-(-size // 4)).tolist(), strict=True)
-            ]
-        return [RawOutputs(*outputs) for outputs in zip(found.logits, found.boxes, masks, strict=True)]
+            masks = self._masks_of_all_queries(features, size, outputs.logits.shape[1])
+        return [RawOutputs(*image) for image in zip(outputs.logits, outputs.boxes, masks, strict=True)]
 
-    def _resize(self, pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
-        data = self.config.data
-        settings = EvalTransform(scale=data.eval_scale, max_size=data.max_size)
-        return resize_image(pixels, plan_eval(pixels.shape[:2], settings).size)
+    def _masks_of_all_queries(self, features: Any, size: np.ndarray, count: int) -> list[np.ndarray]:
+        """Mask logits of every query, cropped to the valid size of each image."""
+        queries = [np.arange(count)] * len(size)
+        (mask_logits,) = self._segmenter.predict_masks(features, size, queries)
+        padded = np.asarray(mask_logits)[: len(size) * count]
+        padded = padded.reshape(len(size), count, *padded.shape[1:])
+        valid = ceil_div(size, MASK_STRIDE).tolist()
+        return [masks[:, :rows, :columns] for masks, (rows, columns) in zip(padded, valid, strict=True)]
+
+    def _prepare(
+        self, pixels: UInt8[np.ndarray, "height width 3"]
+    ) -> tuple[UInt8[np.ndarray, "1 _ _ 3"], np.ndarray]:
+        """A batch of one image, resized and padded to a static shape, and its valid size."""
+        resized = resize_for_eval(pixels, self.config.data)
+        height, width = resized.shape[:2]
+        return pad_images([resized], self._static_shape((height, width)))
 
     def _static_shape(self, size: tuple[int, int]) -> tuple[int, int]:
-        """A shape of the config, so that few programs are compiled; beyond them, multiples of 64."""
-        try:
-            return choose_shape(size, self.config.data.eval_shapes)
-        except ValueError:
-            return -(-size[0] // 64) * 64, -(-size[1] // 64) * 64
+        return static_shape(size, self.config.data.eval_shapes)

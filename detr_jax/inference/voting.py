@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int16, Int32, UInt8
 
+from detr_jax.models.mask_head import MASK_STRIDE
+from detr_jax.ops.padding import ceil_div
 from detr_jax.ops.resize import resize_bilinear
-
-MASK_STRIDE = 4
-
 
 LARGEST_DROPPED_AREA = 4
 
@@ -75,7 +74,7 @@ def _winning_pairs(
     One pair after the other, so that memory does not grow with their number and padding costs nothing.
     """
     order = jnp.argsort(~active, stable=True)
-    mask_sizes = -(-sizes // MASK_STRIDE)
+    mask_sizes = ceil_div(sizes, MASK_STRIDE)
 
     def challenge(position, state):
         best, winners = state
@@ -111,7 +110,7 @@ def distinct_pairs(
       duplicate_iou: IoU of two masks of an image beyond which they are the same.
     """
     rows, columns = (jnp.arange(length) for length in mask_logits.shape[1:])
-    height, width = (-(-sizes[image] // MASK_STRIDE)).T[:, :, None]
+    height, width = ceil_div(sizes[image], MASK_STRIDE).T[:, :, None]
     valid = (rows < height)[:, :, None] & (columns < width)[:, None, :]
     masks = ((mask_logits > 0) & valid).reshape(len(image), -1).astype(jnp.float32)
     shared, areas = masks @ masks.T, masks.sum(1)

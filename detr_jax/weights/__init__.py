@@ -1,1 +1,1 @@
-"""Where parameters come from: published checkpoints, runs, random initialisation."""
+"""Reads, writes and initialises model parameters."""

@@ -1,53 +1,49 @@
-"""The model of a run and its first parameters: random, of a backbone, a checkpoint, or another run."""
+"""Makes a model and its parameters: random, from a backbone, from a checkpoint, or from another run."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from detr_jax.data.example import Category
+from detr_jax.errors import UserError
 from detr_jax.models.detr import Detr, Params, build_model, init_params
 from detr_jax.weights import layouts, tensor_files
-from detr_jax.weights.class_agreement import (
-    _needed_classes,
-    _new_class_head,
-    _unknown_categories,
-    check_classes,
-)
+from detr_jax.weights.class_agreement import check_classes, names_of, needed_classes, unknown_categories
 from detr_jax.weights.runs import latest_step, load_run
 
 
-def starting_model(config: Any, categories: Sequence[Category]) -> tuple[Detr, Params, str]:
-    """What a run starts from.
+def starting_model(config: ConfigDict, categories: Sequence[Category]) -> tuple[Detr, Params, str]:
+    """The model that a run starts from.
 
-    A class head is only taken over if the checkpoint's classes are called as the data set's categories; else
-    it starts at random. So does what the checkpoint lacks: the mask head of a box-only one.
+    The class head of `init_from` is kept if its classes are the data set's categories, and re-initialised
+    otherwise. Parameters that the checkpoint lacks are initialised, such as the mask head of a detector.
 
     Args:
-      config: its `init_from`, `init_backbone_from`, `model`, `stage` and `seed`.
-      categories: of the data set.
+      config: Config with `init_from`, `init_backbone_from`, `model`, `stage` and `seed`.
+      categories: Categories of the data set.
 
     Returns:
-      The model, its parameters (float32, on the host), and a remark on the class head, or nothing.
+      The model; its parameters, float32, on the host; and the reason if the class head was re-initialised,
+      otherwise an empty string.
 
     Raises:
-      FileNotFoundError: nothing to start from under the name given.
-      WeightsError: a checkpoint that does not fit the model.
-      ValueError: the model has too few classes, or a frozen one has others.
+      MissingFileError: There is no such checkpoint.
+      WeightsError: A checkpoint does not fit the model.
+      UserError: The model has too few classes, or a detector that stays frozen lacks categories.
     """
     num_classes, remark = config.model.num_classes, ""
     loaded: Params = {}
     if config.init_from:
         loaded_model, loaded = load_model(config.init_from, config.model)
-        unknown = _unknown_categories(config.init_from, loaded_model.num_classes, categories)
-        kept = num_classes or loaded_model.num_classes
-        if unknown or kept != loaded_model.num_classes:
-            remark = _new_class_head(config, unknown)
+        unknown = unknown_categories(config.init_from, loaded_model.num_classes, categories)
+        if unknown or num_classes not in (0, loaded_model.num_classes):
+            remark = _why_new_class_head(config, unknown)
             del loaded["class_head"]
         else:
-            num_classes = kept
-    num_classes = num_classes or _needed_classes(categories)
+            num_classes = loaded_model.num_classes
+    num_classes = num_classes or needed_classes(categories)
     check_classes(categories, num_classes)
     model = build_model(config.model).clone(num_classes=num_classes)
     params = jax.device_get(init_params(model, jax.random.key(config.seed), config.model.masks))
@@ -57,35 +53,59 @@ def starting_model(config: Any, categories: Sequence[Category]) -> tuple[Detr, P
     return model, {name: loaded.get(name, part) for name, part in params.items()}, remark
 
 
-def trained_model(config: Any, workdir: str | Path) -> tuple[Detr, Params, str]:
-    """Model and parameters to evaluate or to predict with, and where they are from.
+def trained_model(config: ConfigDict, workdir: str | Path) -> tuple[Detr, Params, str]:
+    """The model to evaluate or to predict with: the run's newest checkpoint, or else `config.init_from`.
 
     Args:
-      config: its `model`, and `init_from`, which counts where the workdir has no checkpoint.
-      workdir: whose newest checkpoint is taken if there is one.
+      config: Config with `init_from` and `model`.
+      workdir: Directory of the run.
+
+    Returns:
+      The model; its parameters, on the host; and the workdir or checkpoint that they were read from.
 
     Raises:
-      FileNotFoundError: neither is there.
-      WeightsError: a checkpoint that does not fit the model.
+      MissingFileError: There is neither.
+      WeightsError: The checkpoint does not fit the model.
     """
     if latest_step(workdir) is not None or not config.init_from:
         return *load_run(workdir, config.model), str(workdir)
     return *load_model(config.init_from, config.model), config.init_from
 
 
-def load_model(source: str, config: Any) -> tuple[Detr, Params]:
+def load_model(source: str, config: ConfigDict) -> tuple[Detr, Params]:
     """A model with the parameters, and the number of classes, of a checkpoint.
 
     Args:
-      source: a workdir, or a checkpoint file, see `tensor_files.locate`.
-      config: `model` section.
+      source: Directory of a run, or a checkpoint file, see `tensor_files.locate`.
+      config: The `model` section of a config.
+
+    Returns:
+      The model and its parameters, on the host.
 
     Raises:
-      FileNotFoundError: no such thing.
-      WeightsError: a checkpoint of another model; the message names the tensors.
+      MissingFileError: There is no such checkpoint.
+      WeightsError: The checkpoint is of a different model; the message names the tensors.
     """
     if Path(source).is_dir():
         return load_run(source, config)
     state = tensor_files.read_state_dict(source)
     model = build_model(config).clone(num_classes=layouts.model_options_of(state)["num_classes"])
     return model, layouts.from_state_dict(state, model, source)
+
+
+def _why_new_class_head(config: ConfigDict, unknown: list[Category]) -> str:
+    """The reason for re-initialising the class head.
+
+    Raises:
+      UserError: The stage trains only the mask head, so the class head would stay random.
+    """
+    reason = f"{config.init_from} has another number of classes than model.num_classes"
+    if unknown:
+        reason = f"{config.init_from} has no classes for the data set's categories {names_of(unknown)}"
+    if config.stage == "masks":
+        raise UserError(
+            f"{reason}. The stage 'masks' trains only the mask head, so the detector could never name them. "
+            "Train the detector first (configs/boxes.py) or together with the masks (configs/joint.py), each "
+            "with this init_from"
+        )
+    return f"the class head is re-initialised: {reason}"

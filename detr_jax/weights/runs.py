@@ -1,65 +1,110 @@
-"""Reads the workdir of a run."""
+"""Reads the working directory of a run: checkpoints, config and categories."""
 
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
+from detr_jax.errors import MissingFileError
 from detr_jax.models.detr import Detr, Params, build_model, param_shapes
-from detr_jax.weights import layouts, tensor_files
+from detr_jax.weights import tensor_files
+from detr_jax.weights.layouts import WeightsError, listing
+
+
+def checkpoint_folder(workdir: str | Path) -> Path:
+    """The directory of a run's checkpoints, as an absolute path."""
+    return Path(workdir).absolute() / "checkpoints"
 
 
 def latest_step(workdir: str | Path) -> int | None:
-    """Step of a run's newest checkpoint, None without one; the folder stays as it is."""
-    folder = _folder(workdir)
+    """Step of a run's newest checkpoint, or None without one. Creates no directory."""
+    folder = checkpoint_folder(workdir)
     return ocp.CheckpointManager(folder).latest_step() if folder.is_dir() else None
 
 
-def load_params(workdir: str | Path, step: int | None = None) -> dict[str, Any]:
+def load_params(workdir: str | Path, step: int | None = None) -> Params:
     """Parameters of a checkpoint of a run, on the host.
 
     Args:
-      workdir: of the run.
-      step: of the checkpoint; the newest by default.
+      workdir: Directory of the run.
+      step: Step of the checkpoint; the newest by default.
 
     Raises:
-      FileNotFoundError: the folder holds no such checkpoint.
+      MissingFileError: The run has no such checkpoint.
     """
-    folder = _folder(workdir)
+    folder = checkpoint_folder(workdir)
     manager = ocp.CheckpointManager(folder) if folder.is_dir() else None
     steps = manager.all_steps() if manager else []
     if manager is None or not steps:
-        raise FileNotFoundError(f"no checkpoint under {folder}: train there first, or give a weights file")
+        raise MissingFileError(
+            f"no checkpoint in {folder}: train a model there first, or load weights from a file"
+        )
     if step is not None and step not in steps:
-        raise FileNotFoundError(f"no checkpoint of step {step} under {folder}: there are {sorted(steps)}")
+        raise MissingFileError(f"no checkpoint of step {step} in {folder}: available are {sorted(steps)}")
     args = ocp.args.Composite(params=ocp.args.StandardRestore())
     return jax.device_get(manager.restore(max(steps) if step is None else step, args=args).params)
 
 
-def _folder(workdir: str | Path) -> Path:
-    return Path(workdir).absolute() / "checkpoints"
-
-
-def load_run(workdir: str | Path, config: Any) -> tuple[Detr, Params]:
-    """A model with the parameters, and the number of classes, of a run.
+def load_run(workdir: str | Path, config: ConfigDict) -> tuple[Detr, Params]:
+    """The model of a run, with the parameters and the number of classes of its newest checkpoint.
 
     Args:
-      workdir: of the run.
-      config: `model` section.
+      workdir: Directory of the run.
+      config: The `model` section of a config.
+
+    Returns:
+      The model and its parameters, on the host.
 
     Raises:
-      FileNotFoundError: no checkpoint there.
-      WeightsError: a run of another model; the message names the tensors.
+      MissingFileError: The run has no checkpoint.
+      WeightsError: The checkpoint is of a different model; the message names the parameters.
     """
     params = load_params(workdir)
     model = build_model(config).clone(num_classes=params["class_head"]["bias"].shape[0] - 1)
-    _check_same(str(workdir), params, param_shapes(model, "mask_head" in params))
+    differences = shape_differences(params, param_shapes(model, "mask_head" in params))
+    if differences:
+        raise WeightsError(f"the run in {workdir} is of a different model:{listing(differences)}")
     return model, params
 
 
+def shape_differences(found: Any, expected: Any) -> list[str]:
+    """Compares the structure and the shapes of two trees of parameters or optimizer states.
+
+    Args:
+      found: Tree of arrays.
+      expected: Tree of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      One line per parameter that differs, sorted by name; empty if all agree.
+    """
+
+    def shapes(tree: Any) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): str(np.shape(leaf))
+            for path, leaf in leaves
+        }
+
+    found, expected = shapes(found), shapes(expected)
+    return [
+        f"{name}: found {found.get(name, 'nothing')}, expected {expected.get(name, 'nothing')}"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
+
+
 def stored_with(source: str | Path) -> dict[str, str]:
-    """The config and the categories of a run or of what was exported from it, as JSON; else nothing."""
+    """The config and the categories stored with a run or with a checkpoint exported from one.
+
+    Args:
+      source: Directory of a run, or a checkpoint, see `tensor_files.locate`.
+
+    Returns:
+      "config" and "categories" as JSON; empty if they were not stored.
+    """
     if not Path(source).is_dir():
         return tensor_files.read_metadata(source)
     files = {name: Path(source) / f"{name}.json" for name in ("config", "categories")}
@@ -68,15 +113,4 @@ def stored_with(source: str | Path) -> dict[str, str]:
     return {name: file.read_text() for name, file in files.items()}
 
 
-def _check_same(source: str, params: Any, expected: Any) -> None:
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-
-    found, wanted = shapes(params), shapes(expected)
-    wrong = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
-    if wrong:
-        listing = "\n  ".join(
-            f"{name}: {found.get(name)}, the model wants {wanted.get(name)}" for name in wrong[:8]
-        )
-        raise layouts.WeightsError(f"the run in {source} is of another model:\n  {listing}")
+_folder = checkpoint_folder  # former name, until no module imports it

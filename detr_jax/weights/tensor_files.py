@@ -1,58 +1,59 @@
-"""Checkpoint files: of PyTorch, of the Hugging Face hub, exported from a run, or part of this package."""
+"""Reads and writes checkpoint files: PyTorch's, the hub's, exported runs, and those of this package."""
 
+import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detr_jax.errors import MissingFileError, MissingPackageError
 from detr_jax.weights.layouts import StateDict, WeightsError
 
 PACKAGED = Path(__file__).parent / "pretrained"
 
 
 def locate(name: str | Path) -> Path:
-    """The file of a checkpoint, fetched if need be.
+    """Path of a checkpoint file, downloaded from the Hugging Face hub if necessary.
 
     Args:
-      name: a file, the name of a checkpoint that comes with this package ("shapes-panoptic"), or of a
-        repository on the Hugging Face hub ("facebook/detr-resnet-50-panoptic").
+      name: Path of a file; name of a checkpoint in this package ("shapes-panoptic"); or name of a repository
+        on the Hugging Face hub ("facebook/detr-resnet-50-panoptic").
 
     Raises:
-      FileNotFoundError: no such file, and not to be had from the hub.
+      MissingFileError: There is no such file, and the hub does not provide it.
     """
     packaged = PACKAGED / f"{name}.safetensors"
     return next((path for path in (Path(name), packaged) if path.is_file()), None) or _download(str(name))
 
 
 def read_state_dict(path: str | Path) -> StateDict:
-    """Reads a checkpoint file: `.safetensors`, or PyTorch's `.pth` (needs torch, the `torch` extra).
+    """Reads the tensors of a checkpoint. Batch counters (`num_batches_tracked`) are dropped.
 
     Args:
-      path: see `locate`.
+      path: Checkpoint, see `locate`: `.safetensors`, or PyTorch's `.pth`, which needs the `torch` extra.
 
     Raises:
-      FileNotFoundError: see `locate`.
-      WeightsError: not a file of tensors.
+      MissingFileError: There is no such checkpoint.
+      MissingPackageError: A `.pth` file, and PyTorch is not installed.
+      WeightsError: The file does not hold a state dict.
     """
     file = locate(path)
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            state = load_file(file)
-        else:
-            state = _read_torch(file)
-    except ImportError:
-        raise
-    except Exception as error:
-        raise WeightsError(f"{file} cannot be read as a checkpoint: {error}") from error
+    state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     return {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What `export.py` wrote beside the tensors: "config" and "categories" as JSON; nothing of other files.
+    """Reads the config and the categories that `export` stores beside the tensors.
 
     Args:
-      path: see `locate`.
+      path: Checkpoint, see `locate`.
+
+    Returns:
+      "config" and "categories" as JSON; empty if the checkpoint was not exported from a run.
+
+    Raises:
+      MissingFileError: There is no such checkpoint.
+      WeightsError: The file is not a checkpoint.
     """
     file = locate(path)
     if file.suffix != ".safetensors":
@@ -62,54 +63,82 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     try:
         with safe_open(file, framework="np") as opened:
             metadata = opened.metadata() or {}
-    except SafetensorError as error:
-        raise WeightsError(f"{file} cannot be read as a checkpoint: {error}") from error
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
     return metadata if {"config", "categories"} <= metadata.keys() else {}
 
 
-def _download(name: str) -> Path:
-    if name.endswith((".pth", ".pt", ".safetensors")) or name.count("/") != 1:
-        raise FileNotFoundError(f"no such checkpoint: {name}")
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(name, "model.safetensors"))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{name} is neither a file nor a repository with a model.safetensors that the Hugging Face hub "
-            f"gave us: {error}"
-        ) from error
-
-
-def _read_torch(file: Path) -> StateDict:
-    torch = _torch(f"reading {file.name}")
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    state = content.get("model", content)
-    return {name: tensor.numpy() for name, tensor in state.items()}
-
-
 def write_state_dict(state: StateDict, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a checkpoint file in PyTorch's `.pth` form (needs torch) or as `.safetensors`.
+    """Writes a checkpoint file: `.safetensors`, or PyTorch's `.pth` for any other suffix.
 
     Args:
-      state: names and tensors.
-      path: the suffix decides the form.
-      metadata: of a `.safetensors` file.
+      state: Tensors by name.
+      path: Path of the file.
+      metadata: Strings to store beside the tensors of a `.safetensors` file.
+
+    Raises:
+      MissingPackageError: A `.pth` file, and PyTorch is not installed.
     """
     if Path(path).suffix == ".safetensors":
         from safetensors.numpy import save_file
 
         save_file(state, path, dict(metadata or {}) or None)
         return
-    torch = _torch(f"writing {Path(path).name}")
+    torch = _import_torch(f"writing {Path(path).name}")
     torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state.items()}}, path)
 
 
-def _torch(purpose: str) -> Any:
+def _download(name: str) -> Path:
+    if name.endswith((".pth", ".pt", ".safetensors")) or name.count("/") != 1:
+        raise MissingFileError(f"no such checkpoint: {name}")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, "model.safetensors"))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise MissingFileError(
+            f"{name} is not a file, and model.safetensors of the repository {name} cannot be downloaded from "
+            f"the Hugging Face hub: {error}"
+        ) from error
+
+
+def _read_safetensors(file: Path) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _read_torch(file: Path) -> StateDict:
+    torch = _import_torch(f"reading {file.name}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    # An empty, a truncated, a foreign and an unsafe file each raise an error of their own.
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise _unreadable(file, error) from error
+    state = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor) for x in state.values()):
+        raise WeightsError(f"{file} cannot be read as a checkpoint: it does not hold a state dict of tensors")
+    return {
+        # NumPy has no bfloat16.
+        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        for name, tensor in state.items()
+    }
+
+
+def _unreadable(file: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"{file} cannot be read as a checkpoint: {error}")
+
+
+def _import_torch(purpose: str) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"{purpose} needs PyTorch: pip install 'detr_jax[torch]', or use a .safetensors file"
         ) from error
     return torch

@@ -2,17 +2,10 @@
 
 import collections
 import colorsys
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
@@ -20,7 +13,6 @@ from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
 
 SMALLEST_LABELLED_PART = 0.002
-PALETTE = [matplotlib.colormaps["tab10"](index) for index in range(10)]
 
 
 def overlay(
@@ -70,41 +62,6 @@ def side_by_side(
         picture.paste(Image.fromarray(panel), (left, caption))
         draw.text((left + width / 2, caption / 2), name, "#222222", ImageFont.load_default(text), anchor="mm")
     return np.asarray(picture)
-
-
-def plot_curves(records: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """A PNG of the losses and, once there are any, of the scores over the steps.
-
-    Args:
-      records: as read from a `metrics.jsonl`: `step` and any of `loss`, `loss_*` (`loss_*_0` and so on, of
-        the inner layers, are left out) and, between 0 and 1, `val_pq*` and `val_AP*`.
-      path: of the PNG; folders are made on the way.
-    """
-    curves = _curves(records)
-    titles = {
-        r"loss(_.*\D)?": "Loss",
-        r"val_pq.*": "Panoptic quality (%)",
-        r"val_AP.*": "Average precision (%)",
-    }
-    panels = []
-    for pattern, title in titles.items():
-        members = {key: curve for key, curve in curves.items() if re.fullmatch(pattern, key)}
-        if members:
-            panels.append((title, members))
-    figure = Figure(figsize=(6.4 * max(len(panels), 1), 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    for column, (title, members) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), column + 1)
-        if title == "Loss":
-            _draw_losses(axes, members)
-        else:
-            _draw_scores(axes, members)
-        axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
 
 
 def instance_colors(categories: Sequence[Category]) -> list[tuple[int, int, int]]:
@@ -210,57 +167,3 @@ def _text_box(
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _curves(
-    records: Sequence[dict[str, Any]],
-) -> dict[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]]:
-    """Steps and values of every number that the records name; of a step that was run twice, the later."""
-    points: dict[str, dict[float, float]] = {}
-    for record in records:
-        for key, value in record.items():
-            if key != "step" and isinstance(value, (int, float)):
-                points.setdefault(key, {})[record["step"]] = value
-    ordered = {key: np.array(sorted(curve.items()), float) for key, curve in points.items()}
-    return {key: (curve[:, 0], curve[:, 1]) for key, curve in ordered.items()}
-
-
-def _smooth(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-    """Exponential average over about a thirtieth of the run, unbiased at its start."""
-    decay = 1 - 1 / max(1, len(values) / 30)
-    average, weight, result = 0.0, 0.0, []
-    for value in values:
-        average, weight = decay * average + value, decay * weight + 1
-        result.append(average / weight)
-    return np.array(result, float)
-
-
-def _draw_losses(axes: Axes, losses: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """The total stands out; parts that differ by orders of magnitude share a logarithmic axis."""
-    for index, (key, (steps, values)) in enumerate(losses.items()):
-        total = key == "loss"
-        color = "#111111" if total else PALETTE[index % len(PALETTE)]
-        axes.plot(steps, values, color=color, alpha=0.15, linewidth=0.8)
-        label = "total" if total else key.removeprefix("loss_")
-        axes.plot(steps, _smooth(values), color=color, linewidth=2.2 if total else 1.4, label=label)
-    if all((values > 0).all() for _, values in losses.values()):
-        axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
-
-
-def _draw_scores(axes: Axes, scores: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    for index, (key, (steps, values)) in enumerate(scores.items()):
-        color = PALETTE[index % len(PALETTE)]
-        name = key.removeprefix("val_").replace("_", " ").replace("pq", "PQ")
-        axes.plot(steps, 100 * values, "o-", color=color, markersize=3.5, linewidth=1.6, label=name)
-        axes.annotate(
-            f"{100 * values[-1]:.1f}",
-            (steps[-1], 100 * values[-1]),
-            (5, 0),
-            textcoords="offset points",
-            color=color,
-            fontsize=8,
-            va="center",
-        )
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right")
