@@ -1,4 +1,4 @@
-"""What the fusion of masks computes on the device: votes of queries, and pixels that two maps share."""
+"""Device programs of the fusion of masks: votes of queries, duplicates, and pixels shared by two maps."""
 
 import functools
 
@@ -10,6 +10,7 @@ from detr_jax.models.mask_head import MASK_STRIDE
 from detr_jax.ops.padding import ceil_div
 from detr_jax.ops.resize import resize_bilinear
 
+# Segments of at most this many pixels at the original size are dropped, as in the original.
 LARGEST_DROPPED_AREA = 4
 
 
@@ -23,21 +24,23 @@ def vote_until_stable(
     row_repeats: Int[Array, "batch canvas_height"],
     column_repeats: Int[Array, "batch canvas_width"],
 ) -> tuple[Int16[Array, "batch canvas_height canvas_width"], Int32[Array, " pairs"], Bool[Array, " pairs"]]:
-    """Drops tiny segments until there is none.
+    """Assigns pixels to pairs by vote, and repeats the vote without tiny segments until none is left.
+
+    Areas at the original size are sums of `row_repeats * column_repeats` over the canvas, so no map of that
+    size is needed. Only images that lost a segment vote again.
 
     Args:
-      mask_logits: of every pair.
-      image: the image of each pair, -1 padding.
-      first_votes: the pair whose segment each pair votes for in the first round.
-      later_votes: the same in the following rounds.
-      sizes: valid height and width of each image on the canvas.
-      row_repeats: how often the resize to the original size takes each row. It gives areas at that size
-        without a map of that size.
-      column_repeats: the same of columns.
+      mask_logits: Mask logits of each (image, query) pair, at a quarter of the canvas size.
+      image: Index of each pair's image, in the order of images; -1 for pairs that do not vote.
+      first_votes: Index of the pair whose segment each pair votes for in the first round.
+      later_votes: Index of the pair whose segment each pair votes for in all later rounds.
+      sizes: Valid height and width of each image on the canvas, in pixels.
+      row_repeats: Number of rows at the original size that each canvas row is resized to.
+      column_repeats: Number of columns at the original size that each canvas column is resized to.
 
     Returns:
-      The segment of every pixel of the canvas, numbered from 1 in every image, 0 is void; of every pair the
-      area of its segment at the original size; and which pairs have a segment.
+      The segment of each canvas pixel, numbered from 1 per image, 0 is void; the area of each pair's segment
+      in pixels at the original size; and whether each pair has a segment.
     """
     void = len(image)
     weights = row_repeats[:, :, None] * column_repeats[:, None, :]
@@ -69,9 +72,9 @@ def _winning_pairs(
     sizes: Int[Array, "batch 2"],
     winners: Int16[Array, "batch canvas_height canvas_width"],
 ) -> Int16[Array, "batch canvas_height canvas_width"]:
-    """What the active pair with the largest logit votes for, pixel by pixel; the first wins a tie.
+    """The vote of the active pair with the largest mask logit, for each pixel; the first pair wins a tie.
 
-    One pair after the other, so that memory does not grow with their number and padding costs nothing.
+    A loop over the active pairs keeps memory independent of their number, and skips the others.
     """
     order = jnp.argsort(~active, stable=True)
     mask_sizes = ceil_div(sizes, MASK_STRIDE)
@@ -100,19 +103,22 @@ def distinct_pairs(
     sizes: Int[Array, "batch 2"],
     duplicate_iou: Float[Array, ""],
 ) -> Bool[Array, " pairs"]:
-    """Non-maximum suppression of masks: of pairs with nearly the same mask, the one with the best score.
+    """Non-maximum suppression of masks: whether to keep each pair.
+
+    In the order of scores, a pair is dropped if its mask IoU with a kept pair of the same image exceeds
+    `duplicate_iou`. A mask is the region of positive logits.
 
     Args:
-      mask_logits: of every pair; its mask is where they are positive.
-      image: the image of each pair, -1 padding.
-      scores: of every pair.
-      sizes: valid height and width of each image.
-      duplicate_iou: IoU of two masks of an image beyond which they are the same.
+      mask_logits: Mask logits of each (image, query) pair, at a quarter of the image size.
+      image: Index of each pair's image, -1 for padding.
+      scores: Class probability of each pair.
+      sizes: Valid height and width of each image, in pixels.
+      duplicate_iou: Mask IoU above which the lower-scoring pair is dropped.
     """
     rows, columns = (jnp.arange(length) for length in mask_logits.shape[1:])
     height, width = ceil_div(sizes[image], MASK_STRIDE).T[:, :, None]
     valid = (rows < height)[:, :, None] & (columns < width)[:, None, :]
-    masks = ((mask_logits > 0) & valid).reshape(len(image), -1).astype(jnp.float32)
+    masks = ((mask_logits > 0) & valid).reshape(len(image), -1).astype(jnp.float32)  # (pairs, pixels)
     shared, areas = masks @ masks.T, masks.sum(1)
     union = areas[:, None] + areas - shared
     same = (shared > duplicate_iou * union) & (image[:, None] == image)
@@ -135,10 +141,23 @@ def joint_histogram(
     size: Int[Array, "2"],
     shape: tuple[int, int],
 ) -> Int32[Array, "{shape[0]} {shape[1]}"]:
-    """Counts pairs of numbers in two maps, over the valid size."""
+    """Counts the pixels of each combination of segments in two maps.
+
+    Args:
+      canvas: Segment maps of a batch, at the size of the model's input.
+      index: Index of the image in the batch.
+      rows: Canvas row of each row of the other map, padded.
+      columns: Canvas column of each column of the other map, padded.
+      other: Segment numbers of the other map, padded.
+      size: Valid height and width of the other map, in pixels.
+      shape: Number of segments, including void, of the other map and of the canvas.
+
+    Returns:
+      Pixel counts; rows are segments of the other map, columns those of the canvas.
+    """
     segments = canvas[index][rows][:, columns].astype(jnp.int32)
     bins = other.astype(jnp.int32) * shape[1] + segments
     valid = (jnp.arange(len(rows)) < size[0])[:, None] & (jnp.arange(len(columns)) < size[1])
-    bins = jnp.where(valid, bins, shape[0] * shape[1])  # beyond the end, so dropped
+    bins = jnp.where(valid, bins, shape[0] * shape[1])  # out of range, so dropped
     counts = jnp.zeros(shape[0] * shape[1], jnp.int32).at[bins].add(1, mode="drop")
     return counts.reshape(shape)

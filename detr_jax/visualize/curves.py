@@ -16,12 +16,12 @@ PALETTE = [matplotlib.colormaps["tab10"](index) for index in range(10)]
 
 
 def plot_curves(records: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """A PNG of the losses and, once there are any, of the scores over the steps.
+    """Plots losses and scores over the training steps, each in a panel of its own if there are any.
 
     Args:
-      records: as read from a `metrics.jsonl`: `step` and any of `loss`, `loss_*` (`loss_*_0` and so on, of
-        the inner layers, are left out) and, between 0 and 1, `val_pq*` and `val_AP*`.
-      path: of the PNG; folders are made on the way.
+      records: Records of a `metrics.jsonl`: `step` with any of `loss`, `loss_*`, and `val_pq*` and `val_AP*`
+        in [0, 1]. Losses of inner decoder layers (`loss_*_0` and so on) are not plotted.
+      path: Path of the PNG; missing parent directories are created.
     """
     curves = _curves(records)
     titles = {
@@ -53,7 +53,7 @@ def plot_curves(records: Sequence[dict[str, Any]], path: str | Path) -> None:
 def _curves(
     records: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]]:
-    """Steps and values of every number that the records name; of a step that was run twice, the later."""
+    """Steps and values of each metric. If a step was recorded twice, the later record counts."""
     points: dict[str, dict[float, float]] = {}
     for record in records:
         for key, value in record.items():
@@ -64,7 +64,7 @@ def _curves(
 
 
 def _smooth(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-    """Exponential average over about a thirtieth of the run, unbiased at its start."""
+    """Bias-corrected exponential moving average over about a thirtieth of the run."""
     decay = 1 - 1 / max(1, len(values) / 30)
     average, weight, result = 0.0, 0.0, []
     for value in values:
@@ -74,7 +74,7 @@ def _smooth(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"
 
 
 def _draw_losses(axes: Axes, losses: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """The total stands out; parts that differ by orders of magnitude share a logarithmic axis."""
+    """Plots all losses on a logarithmic axis if they are positive, with the total in black."""
     for index, (key, (steps, values)) in enumerate(losses.items()):
         total = key == "loss"
         color = "#111111" if total else PALETTE[index % len(PALETTE)]

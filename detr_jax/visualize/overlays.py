@@ -1,4 +1,4 @@
-"""Pictures: segments over images, attention maps, curves."""
+"""Draws panoptic segmentations over images."""
 
 import collections
 import colorsys
@@ -12,7 +12,8 @@ from scipy import ndimage
 from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
 
-SMALLEST_LABELLED_PART = 0.002
+# Segments that cover less than this fraction of the image get no name.
+MIN_LABELLED_FRACTION = 0.002
 
 
 def overlay(
@@ -21,18 +22,21 @@ def overlay(
     opacity: float = 0.55,
     labels: bool = True,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The image under its coloured segments, each outlined and named.
+    """Draws the segments of an image over it in colour, outlined and named.
 
     Args:
-      image: RGB.
-      segmentation: of the image; void stays as it is.
-      opacity: of the colours.
-      labels: whether to write class names on the segments, largest first, where there is room.
+      image: RGB image.
+      segmentation: Segmentation of the image. Void pixels keep their colour.
+      opacity: Opacity of the segment colours, in [0, 1].
+      labels: Whether to write class names on the segments, largest first, where there is room.
+
+    Returns:
+      The RGB picture, of the same size as the image.
     """
     segment_map, colors = _consecutive(segmentation)
     fill = np.where(segment_map[..., None] > 0, opacity, 0.0)
     picture = image * (1 - fill) + colors[segment_map] * fill
-    # Grey first, so that the colours of the image do not read as colours of segments.
+    # Partly grey, so that colours of the image are not mistaken for colours of segments.
     grey = image.mean(-1, keepdims=True)
     picture = np.where(segment_map[..., None] > 0, picture + 0.5 * (1 - fill) * (grey - image), picture)
     edges = _outlines(segment_map, max(1, round(min(image.shape[:2]) / 500)))
@@ -46,7 +50,16 @@ def side_by_side(
     ground_truth: PanopticSegmentation,
     prediction: PanopticSegmentation,
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
-    """The image, its annotation and the prediction in one row, with captions."""
+    """Draws an image, its annotation and the prediction side by side, with captions.
+
+    Args:
+      image: RGB image.
+      ground_truth: Annotated segmentation of the image.
+      prediction: Predicted segmentation of the image.
+
+    Returns:
+      The RGB picture.
+    """
     panels = {
         "Image": image,
         "Ground truth": overlay(image, ground_truth),
@@ -65,10 +78,10 @@ def side_by_side(
 
 
 def instance_colors(categories: Sequence[Category]) -> list[tuple[int, int, int]]:
-    """One colour per segment: that of its category, varied from one segment of a category to the next.
+    """One RGB colour per segment: the first of a category has the category's colour, others vary it.
 
     Args:
-      categories: of every segment.
+      categories: Category of each segment.
     """
     seen: collections.Counter[int] = collections.Counter()
     colors = []
@@ -79,7 +92,7 @@ def instance_colors(categories: Sequence[Category]) -> list[tuple[int, int, int]
 
 
 def _varied(color: tuple[int, int, int], number: int) -> tuple[int, int, int]:
-    """The number-th variation, 0 the colour itself; successive ones differ in hue and brightness."""
+    """A variation of an RGB colour; number 0 is the colour itself, and neighbours differ in hue and value."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
     if number:
         hue += 0.36 * ((number * 0.618034) % 1 - 0.5)
@@ -92,7 +105,7 @@ def _varied(color: tuple[int, int, int], number: int) -> tuple[int, int, int]:
 def _consecutive(
     segmentation: PanopticSegmentation,
 ) -> tuple[Int[np.ndarray, "height width"], Float[np.ndarray, "segments_and_void 3"]]:
-    """The map with ids replaced by positions in segments_info plus one, and the colour of each."""
+    """The segment map renumbered from 1 in the order of `segments_info`, and the colour of each number."""
     infos = segmentation.segments_info
     by_id = {category.id: category for category in segmentation.categories}
     colors = [(0, 0, 0), *instance_colors([by_id[info["category_id"]] for info in infos])]
@@ -103,7 +116,7 @@ def _consecutive(
 
 
 def _outlines(segment_map: Int[np.ndarray, "height width"], width: int) -> Bool[np.ndarray, "height width"]:
-    """Pixels within a width of another segment to the right or below."""
+    """Pixels at most `width` pixels to the left of or above a different segment."""
     edges = np.zeros(segment_map.shape, bool)
     for shift in range(1, width + 1):
         edges[:, :-shift] |= segment_map[:, :-shift] != segment_map[:, shift:]
@@ -116,7 +129,7 @@ def _write_names(
     segment_map: Int[np.ndarray, "height width"],
     segmentation: PanopticSegmentation,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Writes every name at the point of its segment that is farthest from the border, unless one is there."""
+    """Writes each name at the point of its segment farthest from the border, unless names would overlap."""
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas, "RGBA")
     font = ImageFont.load_default(max(10, round(max(picture.shape[:2]) / 50)))
@@ -124,7 +137,7 @@ def _write_names(
     areas = np.bincount(segment_map.ravel(), minlength=len(segmentation.segments_info) + 1)
     taken: list[tuple[float, float, float, float]] = []
     for position in 1 + np.argsort(-areas[1:], kind="stable"):
-        if areas[position] < SMALLEST_LABELLED_PART * segment_map.size:
+        if areas[position] < MIN_LABELLED_FRACTION * segment_map.size:
             break
         name = names[segmentation.segments_info[position - 1]["category_id"]]
         box = _text_box(draw, name, font, _deepest_point(segment_map == position), canvas.size)
@@ -137,12 +150,12 @@ def _write_names(
 
 
 def _display_name(name: str) -> str:
-    """COCO's stuff is called "wall-other-merged", which says more about COCO than about the wall."""
+    """A category name without COCO's suffixes: "wall-other-merged" becomes "wall"."""
     return name.removesuffix("-merged").removesuffix("-other").removesuffix("-stuff").replace("-", " ")
 
 
 def _deepest_point(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int]:
-    """X and y of the pixel farthest from the outside of a mask."""
+    """Column and row of the mask's pixel farthest from its border."""
     distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(np.argmax(distance), distance.shape)
     return int(x), int(y)
@@ -155,7 +168,7 @@ def _text_box(
     center: tuple[int, int],
     size: tuple[int, int],
 ) -> tuple[float, float, float, float]:
-    """The box around a text at a point, moved inside the picture."""
+    """Left, top, right and bottom of a text box centred on a point, moved to fit into a picture of `size`."""
     left, top, right, bottom = draw.textbbox((0, 0), "Ag", font, anchor="mm")
     height = bottom - top + 6
     left, top, right, bottom = draw.textbbox((0, 0), text, font, anchor="mm")
