@@ -1,4 +1,4 @@
-"""Every notebook is stored clean, runs from top to bottom without a download, and shows what it promises."""
+"""Notebooks: stored without outputs, run from top to bottom without a download, show the right results."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ import make
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY
+from tiny import tiny_model
 
-from detr_jax.data.panoptic import ids_from_rgb
-from detr_jax.models.detr import Detr, param_shapes
+from detr_jax.data.segment_maps import ids_from_png
+from detr_jax.models.detr import param_shapes
 from detr_jax.weights import layouts, tensor_files
 
 nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed (the colab extra)")
@@ -28,14 +28,14 @@ def inputs(tmp_path):
     folder = tmp_path / "inputs"
     folder.mkdir()
     write_confident_model(folder / "model.safetensors")
-    # Resized to 800 x 1088 it needs no padding, so that all cells share their compiled programs.
+    # Its evaluation size, 800x1088, is a static shape, so all cells share their compiled programs.
     Image.fromarray(make.image(50, 68, 3)).save(folder / "photo.png")
     return folder
 
 
 def write_confident_model(file: Path) -> None:
-    """A small random model in the published layout, whose queries are sure to see a person or the sky."""
-    model = Detr(**TINY | {"norm": "frozen_batch", "num_classes": 250, "num_queries": 8})
+    """Writes a small random model in the published layout; its queries predict person or sky confidently."""
+    model = tiny_model(norm="frozen_batch", num_classes=250, num_queries=8)
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -44,7 +44,7 @@ def write_confident_model(file: Path) -> None:
         return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(draw, param_shapes(model))
-    params["query_embedding"]["embedding"] *= 30  # each query looks elsewhere
+    params["query_embedding"]["embedding"] *= 30  # so that queries attend to different places
     head = params["class_head"]
     head["kernel"] *= 50
     head["bias"] = np.where(np.isin(np.arange(251), [PERSON, SKY]), 0, -1000).astype(np.float32)
@@ -52,7 +52,7 @@ def write_confident_model(file: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_stored_without_outputs(path):
+def test_is_stored_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
@@ -67,18 +67,19 @@ def test_stored_without_outputs(path):
 def test_runs_from_top_to_bottom(path, inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("DETR_JAX_WEIGHTS", str(inputs / "model.safetensors"))
     monkeypatch.setenv("DETR_JAX_IMAGE", str(inputs / "photo.png"))
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # this process may hold all memory of an accelerator
+    # This process may have reserved all memory of an accelerator.
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     folder = tmp_path / "run"
     folder.mkdir()
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
-    PROMISES[path.stem](notebook, folder)
+    CHECKS[path.stem](notebook, folder)
 
 
 def check_panoptic_inference(notebook, folder):
-    stored = ids_from_rgb(np.asarray(Image.open(folder / "predictions" / "photo.png")))
+    stored = ids_from_png(Image.open(folder / "predictions" / "photo.png"))
     assert stored.shape == (50, 68)
     assert (folder / "predictions" / "photo_overlay.png").exists()
     assert len(outputs(notebook, "image/png")) == 3
@@ -98,12 +99,12 @@ def check_panoptic_inference(notebook, folder):
     assert "pred_masks   (8, 200, 272)" in printed
 
 
-PROMISES = {"panoptic_inference": check_panoptic_inference}  # of every notebook
+CHECKS = {"panoptic_inference": check_panoptic_inference}  # one per notebook
 
 
 def outputs(notebook, kind: str) -> list[str]:
-    """What the cells printed ("stdout") or displayed (a MIME type)."""
-    every = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    """What the cells printed ("stdout") or displayed as a MIME type."""
+    cell_outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     if kind == "stdout":
-        return [output.text for output in every if output.get("name") == kind]
-    return [output.data[kind] for output in every if kind in output.get("data", {})]
+        return [output.text for output in cell_outputs if output.get("name") == kind]
+    return [output.data[kind] for output in cell_outputs if kind in output.get("data", {})]

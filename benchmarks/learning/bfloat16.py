@@ -24,6 +24,7 @@ from detr_jax.evaluation.evaluate import evaluate_panoptic
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, build_model
+from detr_jax.runtime import parallel
 from detr_jax.weights.runs import load_params
 
 DTYPES = ("float32", "bfloat16")
@@ -94,7 +95,7 @@ def quality(workdir: str) -> dict[str, dict[str, float]]:
       workdir: Directory of the run.
     """
     config = parse_config((Path(workdir) / "config.json").read_text())
-    source, params = load_source(config.data, "eval"), load_params(workdir)
+    source, params = load_source(config.data, "eval"), parallel.replicate(load_params(workdir))
     table = {}
     for dtype in DTYPES:
         config.model.dtype = dtype

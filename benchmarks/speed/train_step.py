@@ -12,6 +12,7 @@ import jax
 import measure
 import numpy as np
 import peer
+from jaxtyping import UInt8
 
 from detr_jax.config import default_config
 from detr_jax.data.batches import Batch
@@ -24,13 +25,14 @@ TARGETS = 12
 COLUMNS = 4
 
 
-def make_batch(targets: int = TARGETS) -> Batch:
-    """A batch of one: the resized image, divided into a grid of targets, four per row.
+def make_batch(targets: int = TARGETS, image: UInt8[np.ndarray, "height width 3"] | None = None) -> Batch:
+    """A batch of one image, divided into a grid of targets, four per row.
 
     Args:
       targets: Number of targets, a multiple of four.
+      image: RGB pixels; by default `peer.resized_image()`.
     """
-    image = peer.resized_image()
+    image = peer.resized_image() if image is None else image
     height, width = image.shape[:2]
     rows = np.arange(height) * (targets // COLUMNS) // height
     columns = np.arange(width) * COLUMNS // width
