@@ -1,9 +1,9 @@
 """Images given by a user: finding, reading, resizing and padding them."""
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -24,7 +24,7 @@ _DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombErr
 _SHAPE_STEP = 64
 
 
-def decode_image(file: Path | BinaryIO, name: str | Path) -> Image.Image:
+def decode_image(file: Path | io.BytesIO, name: str | Path) -> Image.Image:
     """Opens and decodes an image file.
 
     Args:
@@ -84,7 +84,9 @@ def list_images(paths: Sequence[str | Path]) -> Iterator[Path]:
         raise MissingFileError("no images given: name image files or folders of images")
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(
+                file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            )
             if not found:
                 raise MissingFileError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in {path}")
             yield from found
@@ -136,6 +138,3 @@ def static_shape(size: Size, shapes: Sequence[Size]) -> Size:
         return fitting
     height, width = (math.ceil(length / _SHAPE_STEP) * _SHAPE_STEP for length in size)
     return height, width
-
-
-_pad, image_files = pad_images, list_images  # former names, until no module imports them

@@ -3,9 +3,10 @@ import json
 import pytest
 
 from detr_jax.data.categories import coco_panoptic, from_json, to_json
+from detr_jax.errors import UserError
 
 
-def test_coco_has_eighty_things_and_fiftythree_stuff_classes():
+def test_coco_has_80_things_and_53_stuff_categories():
     categories = coco_panoptic()
     assert [category.isthing for category in categories] == [True] * 80 + [False] * 53
     ids = [category.id for category in categories]
@@ -14,16 +15,16 @@ def test_coco_has_eighty_things_and_fiftythree_stuff_classes():
     assert len({category.color for category in categories}) == 133
 
 
-def test_coco_agrees_with_the_annotation_file(coco_sample):
+def test_coco_categories_equal_those_of_the_annotation_file(coco_sample):
     content = json.loads((coco_sample / "annotations/panoptic_val2017.json").read_text())
     assert coco_panoptic() == from_json(content["categories"])
 
 
-def test_json_form_and_back():
+def test_json_keeps_all_fields():
     assert from_json(json.loads(json.dumps(to_json(coco_panoptic())))) == coco_panoptic()
 
 
-def test_missing_fields_have_defaults():
+def test_missing_isthing_means_thing_and_missing_colours_differ():
     first, second = from_json([{"id": 1, "name": "cell"}, {"id": 2, "name": "ground", "isthing": 0}])
     assert first.isthing and not second.isthing
     assert first.color != second.color
@@ -37,6 +38,6 @@ def test_missing_fields_have_defaults():
         ([{"id": -1, "name": "a"}], "-1"),
     ],
 )
-def test_unusable_lists_are_refused(entries, message):
-    with pytest.raises(ValueError, match=message):
+def test_rejects_incomplete_repeated_and_negative_ids(entries, message):
+    with pytest.raises(UserError, match=message):
         from_json(entries)

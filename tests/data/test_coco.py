@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detr_jax.data import categories
 from detr_jax.data.coco import CocoPanoptic
 from detr_jax.data.segment_maps import find_boxes
+from detr_jax.errors import MissingFileError, UserError
 
 
-def _edit(folder, change):
+def _edit_json(folder, change):
     path = folder / "annotations" / "panoptic_val2017.json"
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
 
 
-def test_reads_what_was_written_in_the_order_of_image_ids(coco_folder, drawn):
+def test_reads_examples_in_the_order_of_image_ids(coco_folder, drawn):
     source = CocoPanoptic(coco_folder, "val2017")
     assert source.categories == drawn.categories
     assert source.sizes.tolist() == [[64, 64]] * 5
@@ -26,7 +28,7 @@ def test_reads_what_was_written_in_the_order_of_image_ids(coco_folder, drawn):
         assert (example.file_name, example.orig_size) == (expected.file_name, expected.orig_size)
 
 
-def test_reads_coco(coco_sample):
+def test_reads_real_coco_images(coco_sample):
     source = CocoPanoptic(coco_sample, "val2017")
     assert source.sizes.tolist() == [[427, 640], [360, 640]]
     example = source[0]
@@ -41,7 +43,7 @@ def test_reads_coco(coco_sample):
     np.testing.assert_array_equal(find_boxes(example.segment_map, 18)[0], example.boxes)
 
 
-def test_folders_can_have_other_names(coco_folder):
+def test_reads_folders_of_other_names(coco_folder):
     (coco_folder / "val2017").rename(coco_folder / "pictures")
     (coco_folder / "panoptic_val2017").rename(coco_folder / "masks")
     (coco_folder / "annotations" / "panoptic_val2017.json").rename(coco_folder / "labels.json")
@@ -49,42 +51,42 @@ def test_folders_can_have_other_names(coco_folder):
     assert len(CocoPanoptic(coco_folder, "mine", **names)[0].labels)
 
 
-def test_a_segment_without_pixels_is_left_out(coco_folder, drawn):
-    ghost = {"id": 5, "category_id": 1, "area": 9, "iscrowd": 0}
-    _edit(coco_folder, lambda content: content["annotations"][0]["segments_info"].insert(0, ghost))
+def test_omits_segments_without_pixels(coco_folder, drawn):
+    absent = {"id": 5, "category_id": 1, "area": 9, "iscrowd": 0}
+    _edit_json(coco_folder, lambda content: content["annotations"][0]["segments_info"].insert(0, absent))
     source = CocoPanoptic(coco_folder)
     np.testing.assert_array_equal(source[4].labels, drawn[0].labels)
     np.testing.assert_array_equal(source[4].segment_map, drawn[0].segment_map)
     assert 5 in source.annotations.ids
 
 
-def test_pixels_of_no_segment_are_void(coco_folder, drawn):
-    _edit(coco_folder, lambda content: content["annotations"][0]["segments_info"].pop(0))
+def test_pixels_of_unlisted_segments_are_void(coco_folder, drawn):
+    _edit_json(coco_folder, lambda content: content["annotations"][0]["segments_info"].pop(0))
     example = CocoPanoptic(coco_folder)[4]
     np.testing.assert_array_equal(example.segment_map == 0, drawn[0].segment_map == 1)
     np.testing.assert_array_equal(example.labels, drawn[0].labels[1:])
 
 
-def test_grey_images_become_rgb(coco_folder, drawn):
+def test_converts_grayscale_images_to_rgb(coco_folder, drawn):
     path = coco_folder / "val2017" / drawn[0].file_name
     Image.open(path).convert("L").save(path)
     image = CocoPanoptic(coco_folder)[4].image
     assert image.shape == (64, 64, 3) and (image[..., 0] == image[..., 2]).all()
 
 
-def test_missing_folders_and_splits_are_named(coco_folder):
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+def test_names_missing_folders_and_splits(coco_folder):
+    with pytest.raises(MissingFileError, match="no folder .*nowhere"):
         CocoPanoptic(coco_folder / "nowhere")
-    with pytest.raises(FileNotFoundError, match="panoptic_train2017.json.*Splits.*: val2017"):
+    with pytest.raises(MissingFileError, match="panoptic_train2017.json.*Splits.*: val2017"):
         CocoPanoptic(coco_folder, "train2017")
     (coco_folder / "panoptic_val2017").rename(coco_folder / "elsewhere")
-    with pytest.raises(FileNotFoundError, match="panoptic_val2017 does not exist"):
+    with pytest.raises(MissingFileError, match="panoptic_val2017 does not exist"):
         CocoPanoptic(coco_folder, "val2017")
 
 
-def test_missing_images_are_named(coco_folder, drawn):
+def test_names_missing_images(coco_folder, drawn):
     (coco_folder / "val2017" / drawn[1].file_name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"lacks 1 of the 5 .*{drawn[1].file_name}"):
+    with pytest.raises(MissingFileError, match=f"lacks 1 of the 5 .*{drawn[1].file_name}"):
         CocoPanoptic(coco_folder)
 
 
@@ -92,52 +94,76 @@ def test_missing_images_are_named(coco_folder, drawn):
     ("change", "message"),
     [
         (lambda content: content["annotations"].pop(0), "shapes_train_000000.png .id 100. has no annotation"),
-        (lambda content: content["images"].pop(0), "annotation 100.png .* belongs to no image"),
-        (lambda content: content["annotations"].append(content["annotations"][0]), "several annotations"),
+        (lambda content: content["images"].pop(0), "annotation 100.png .* belongs to no entry of"),
+        (
+            lambda content: content["annotations"].append(content["annotations"][0]),
+            "an image has several annotations",
+        ),
         (lambda content: content.pop("categories"), "has no categories"),
-        (lambda content: content["categories"].clear(), "does not list"),
-        (lambda content: content["images"][0].pop("width"), "no 'width'"),
+        (lambda content: content["categories"].clear(), r"not listed: \[\d+"),
+        (lambda content: content["images"][0].pop("width"), r"images\[0\] has no width \(int\)"),
+        (lambda content: content["images"].append(content["images"][0]), "several entries .* the same id"),
+        (lambda content: content["images"][2].update(height="tall"), r"images\[2\] has no height \(int\)"),
+        (lambda content: content["annotations"].insert(1, 7), r"annotations\[1\] has no image_id"),
+        (lambda content: content.update(categories=3), "no list of categories"),
+        (
+            lambda content: content["annotations"][1]["segments_info"][0].pop("area"),
+            r"image 99: a segment has no area \(int\)",
+        ),
     ],
 )
-def test_contradictory_annotations_are_refused(coco_folder, change, message):
-    _edit(coco_folder, change)
-    with pytest.raises(ValueError, match=message):
+def test_rejects_incomplete_and_contradictory_annotations(coco_folder, change, message):
+    _edit_json(coco_folder, change)
+    with pytest.raises(UserError, match=message):
         CocoPanoptic(coco_folder)
 
 
-def test_a_damaged_annotation_file_is_named(coco_folder):
+def test_names_a_damaged_annotation_file(coco_folder):
     path = coco_folder / "annotations" / "panoptic_val2017.json"
     path.write_text(path.read_text()[:100])
-    with pytest.raises(ValueError, match="panoptic_val2017.json is damaged"):
+    with pytest.raises(UserError, match="panoptic_val2017.json is damaged"):
+        CocoPanoptic(coco_folder)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="has no annotations, categories, images, so it is not a COCO"):
         CocoPanoptic(coco_folder)
 
 
-def test_damaged_images_are_named_when_read(coco_folder, drawn):
+def test_a_bug_in_reading_annotations_keeps_its_traceback(coco_folder, monkeypatch):
+    def broken(entries):
+        raise ValueError("zip() argument 2 is shorter than argument 1")
+
+    monkeypatch.setattr(categories, "from_json", broken)
+    with pytest.raises(ValueError, match="^zip") as raised:
+        CocoPanoptic(coco_folder)
+    assert not isinstance(raised.value, UserError)
+
+
+def test_names_damaged_images_on_access(coco_folder, drawn):
     source = CocoPanoptic(coco_folder)
     path = coco_folder / "val2017" / drawn[0].file_name
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=f"{drawn[0].file_name} cannot be read"):
+    with pytest.raises(UserError, match=f"{drawn[0].file_name} cannot be read"):
         source[4]
     (coco_folder / "panoptic_val2017" / "99.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"99\.png cannot be read"):
+    with pytest.raises(UserError, match=r"99\.png cannot be read"):
         source[3]
     assert len(source[2].labels)
 
 
-def test_sizes_that_differ_are_named(coco_folder, drawn):
+def test_names_files_of_another_size_than_annotated(coco_folder, drawn):
     source = CocoPanoptic(coco_folder)
     path = coco_folder / "panoptic_val2017" / "100.png"
     Image.open(path).resize((60, 64)).save(path)
-    with pytest.raises(ValueError, match="100.png: it is 60 x 64, but its image 64 x 64"):
+    with pytest.raises(UserError, match="100.png: it is 60 x 64, but its image is 64 x 64"):
         source[4]
     path = coco_folder / "val2017" / drawn[1].file_name
     Image.open(path).resize((60, 64)).save(path)
-    with pytest.raises(ValueError, match=f"{drawn[1].file_name} is 60 x 64, but its annotation says 64 x 64"):
+    with pytest.raises(UserError, match=f"{drawn[1].file_name} is 60 x 64, but annotated as 64 x 64"):
         source[3]
 
 
-def test_too_many_segments_are_refused_when_read(coco_folder):
+def test_rejects_an_image_with_too_many_segments_on_access(coco_folder):
     segments = [{"id": i, "category_id": 1, "area": 9, "iscrowd": 0} for i in range(256)]
-    _edit(coco_folder, lambda content: content["annotations"][0].update(segments_info=segments))
-    with pytest.raises(ValueError, match="100.png: it has 256 segments"):
+    _edit_json(coco_folder, lambda content: content["annotations"][0].update(segments_info=segments))
+    with pytest.raises(UserError, match="100.png: it has 256 segments"):
         CocoPanoptic(coco_folder)[4]

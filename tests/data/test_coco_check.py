@@ -1,24 +1,21 @@
 import json
-import subprocess
-import sys
 
-import numpy as np
 from PIL import Image
 
 from detr_jax.data.coco import CocoPanoptic
 from detr_jax.data.coco_check import check_folder
 
 
-def test_a_good_folder_has_no_problems(coco_folder):
+def test_finds_nothing_in_a_valid_folder(coco_folder):
     assert list(check_folder(coco_folder)) == []
     assert len(CocoPanoptic(coco_folder)) == 5
 
 
-def test_real_data_has_no_problems(coco_sample):
+def test_finds_nothing_in_real_data(coco_sample):
     assert list(check_folder(coco_sample)) == []
 
 
-def test_every_problem_is_named_not_only_the_first(coco_folder, drawn):
+def test_finds_every_problem_not_only_the_first(coco_folder, drawn):
     path = coco_folder / "annotations" / "panoptic_val2017.json"
     content = json.loads(path.read_text())
     first = content["annotations"][0]["segments_info"]
@@ -43,26 +40,26 @@ def test_every_problem_is_named_not_only_the_first(coco_folder, drawn):
         "panoptic_val2017.json: categories[15] has no name (str)",
         "panoptic_val2017.json: annotations[6] has no image_id (int), file_name (str), segments_info",
         "panoptic_val2017.json: 2 categories have the id 1",
-        "panoptic_val2017.json: category minus has the id -1: ids count from 0",
+        "panoptic_val2017.json: category minus has the id -1: ids must not be negative",
         "panoptic_val2017.json: image 7 (seven.png) has no annotation",
-        "panoptic_val2017.json: the annotation eight.png is of image 8, which is not listed",
-        "image 100: a segment has no category_id (int), area (int): {'id': 6}",
-        "100.png (image 100): segment 0 is listed, but 0 is what void pixels have",
-        f"image 100: segment {first[0]['id']} is of category 99, not listed",
+        "panoptic_val2017.json: annotation eight.png belongs to image 8, which is not listed",
+        "panoptic_val2017.json: image 100: a segment has no category_id (int), area (int): {'id': 6}",
+        "100.png (image 100): segment 0 is listed, but 0 marks void pixels",
+        f"panoptic_val2017.json: image 100: segment {first[0]['id']} is of category 99, which is not listed",
         f"100.png (image 100): segment {first[0]['id']} has {first[0]['area'] - 1} pixels, listed with "
         f"{first[0]['area']}",
         "100.png (image 100): segment 5 is listed, but has no pixel",
         f"{drawn[1].file_name} (image 99): is 64 x 64, annotated as 63 x 64",
         f"99.png (image 99): {gone['area']} pixels have the id {gone['id']}, which is not listed",
         f"{drawn[2].file_name} (image 98): does not exist",
-        "97.png (image 97): cannot be read",
+        "97.png (image 97) cannot be read as an image",
         f"{drawn[4].file_name} (image 96): is 3 x 2, annotated as 64 x 64",
     ):
         assert sum(expected in problem for problem in found) == 1, (expected, found)
-    assert len(found) == 17  # 99.png contradicts the width of 63, too
+    assert len(found) == 17  # 99.png also contradicts the width of 63
 
 
-def test_what_is_no_annotation_file(coco_folder, tmp_path):
+def test_finds_files_of_another_format(coco_folder, tmp_path):
     path = coco_folder / "annotations" / "panoptic_val2017.json"
     path.write_text('{"images": 3}')
     assert [problem.split(": ")[1] for problem in check_folder(coco_folder)] == [
@@ -72,15 +69,18 @@ def test_what_is_no_annotation_file(coco_folder, tmp_path):
     ]
     path.write_text("{")
     assert "not JSON" in next(check_folder(coco_folder))
+    path.write_text("[]")
+    assert "no list of categories" in next(check_folder(coco_folder))
     path.unlink()
     assert "no annotations/panoptic_SPLIT.json" in next(check_folder(coco_folder))
 
 
-def test_from_the_command_line(coco_folder):
-    command = [sys.executable, "-m", "detr_jax.data.coco", "check", str(coco_folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "no problems\n"), done.stderr
-    png = coco_folder / "panoptic_val2017" / "96.png"
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(png)
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "96.png (image 96): segment" in done.stdout
+def test_finds_too_many_and_repeated_segments(coco_folder):
+    path = coco_folder / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    segments = content["annotations"][0]["segments_info"]
+    segments += [segments[0]] * 255
+    path.write_text(json.dumps(content))
+    found = list(check_folder(coco_folder))
+    assert f"image 100: {len(segments)} segments; at most 255 per image are supported" in found[0]
+    assert any(f"segment {segments[0]['id']} is listed 256 times" in problem for problem in found)

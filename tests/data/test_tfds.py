@@ -4,8 +4,8 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
+from tiny import train_transform
 
 from detr_jax.data.batches import train_batches
 from detr_jax.data.categories import coco_panoptic, to_json
@@ -13,13 +13,15 @@ from detr_jax.data.coco import CocoPanoptic
 from detr_jax.data.segment_maps import find_boxes
 from detr_jax.data.shapes import Shapes
 from detr_jax.data.tfds import TfdsPanoptic, prepare, write_sizes
-from detr_jax.data.transforms import TrainTransform
+from detr_jax.errors import MissingFileError, MissingPackageError, UserError
 
+# An optional package; test_pipeline.py covers what happens without it.
+tfds = pytest.importorskip("tensorflow_datasets")
 CATEGORIES = coco_panoptic()
 
 
 class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The features of TFDS's coco/2017_panoptic, which itself needs TensorFlow, with drawn images."""
+    """Generated images with the features of coco/2017_panoptic, whose own builder needs TensorFlow."""
 
     name = "coco"
     VERSION = tfds.core.Version("1.1.0")
@@ -88,7 +90,7 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def test_reads_what_was_written(prepared):
+def test_reads_examples_of_a_prepared_dataset(prepared):
     source = TfdsPanoptic(split="train", data_dir=prepared)
     assert len(source) == 3 and source.categories == CATEGORIES
     drawn = {example.file_name: example for example in Shapes("train", 3, image_size=64)}
@@ -98,7 +100,7 @@ def test_reads_what_was_written(prepared):
         assert source.sizes[index].tolist() == [rows, 64]
         assert (example.image_id, example.orig_size) == (1000 + expected.image_id, (rows, 64))
         np.testing.assert_array_equal(example.image, expected.image[:rows])
-        # A segment below the last row has no pixel, and is left out.
+        # Segments below the last row have no pixel, so the example omits them.
         boxes, present = find_boxes(expected.segment_map[:rows], len(expected.labels))
         np.testing.assert_array_equal(example.boxes, boxes[present])
         ids = [CATEGORIES[label * 10].id for label in expected.labels[present]]
@@ -109,7 +111,7 @@ def test_reads_what_was_written(prepared):
 
 
 def write_folder(root):
-    """The train split as a COCO panoptic folder."""
+    """Writes the images of the train split as a COCO panoptic folder."""
     content = {"categories": to_json(CATEGORIES), "images": [], "annotations": []}
     for folder in ("train", "panoptic_train", "annotations"):
         (root / folder).mkdir()
@@ -135,7 +137,7 @@ def write_folder(root):
 
 
 class Reordered:
-    """A source in the order of the image ids of another."""
+    """A source reordered by the image ids of another."""
 
     def __init__(self, source, other):
         self.positions = [source.annotations.image_ids.tolist().index(example.image_id) for example in other]
@@ -149,30 +151,35 @@ class Reordered:
         return self.source[self.positions[index]]
 
 
-def test_batches_are_those_of_a_folder_with_the_same_images(prepared, tmp_path):
+def test_yields_the_same_batches_as_a_coco_folder_of_the_same_images(prepared, tmp_path):
     write_folder(tmp_path)
     records = TfdsPanoptic(split="train", data_dir=prepared)
     folder = Reordered(CocoPanoptic(tmp_path, "train"), records)
-    settings = TrainTransform(
-        scales=(48, 64), max_size=80, crop_probability=0.5, crop_scales=(64,), crop_range=(32, 60), flip=True
-    )
-    options = {"batch_size": 2, "shapes": ((80, 80),), "settings": settings, "max_targets": 12, "threads": 0}
-    for ours, theirs in zip(
-        train_batches(records, **options, epochs=3), train_batches(folder, **options, epochs=3), strict=True
+    options = {
+        "batch_size": 2,
+        "shapes": ((80, 80),),
+        "settings": train_transform(scales=(48, 64), max_size=80, crop_scales=(64,), crop_range=(32, 60)),
+        "max_targets": 12,
+        "crowd": "keep",
+        "seed": 0,
+        "threads": 0,
+        "epochs": 3,
+    }
+    for batch, expected in zip(
+        train_batches(records, **options), train_batches(folder, **options), strict=True
     ):
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            np.testing.assert_array_equal(ours[name], theirs[name])
+        for name in batch._fields:
+            np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name), err_msg=name)
 
 
-def test_splits_and_parts_of_them(prepared):
+def test_reads_splits_and_parts_of_splits(prepared):
     assert len(TfdsPanoptic(split="validation", data_dir=prepared)) == 2
     assert len(TfdsPanoptic(split="train[:2]", data_dir=prepared)) == 2
-    with pytest.raises(ValueError, match="no split 'val'. Splits: train, validation"):
+    with pytest.raises(UserError, match="no split 'val'. Splits: train, validation"):
         TfdsPanoptic(split="val", data_dir=prepared)
 
 
-def test_sizes_are_stored_once(prepared):
+def test_write_sizes_stores_what_sizes_reads(prepared):
     expected = TfdsPanoptic(split="train", data_dir=prepared).sizes
     write_sizes(data_dir=prepared)
     (path,) = prepared.rglob("detr_jax_sizes-train.npy")
@@ -180,19 +187,19 @@ def test_sizes_are_stored_once(prepared):
     np.testing.assert_array_equal(TfdsPanoptic(split="train", data_dir=prepared).sizes, expected)
 
 
-def test_what_is_not_prepared_says_how_to_prepare_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python -m detr_jax.data.tfds --data_dir="):
+def test_an_unprepared_dataset_names_the_command_to_prepare_it(tmp_path):
+    with pytest.raises(MissingFileError, match="detr-jax tfds --data_dir="):
         TfdsPanoptic(data_dir=tmp_path)
 
 
-def test_other_classes_are_refused(prepared, tmp_path, monkeypatch):
+def test_rejects_other_classes(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(Coco, "names", tuple(str(k) for k in range(133)))
     Coco(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    with pytest.raises(ValueError, match="its classes are not COCO panoptic's 133"):
+    with pytest.raises(UserError, match="the classes are not the 133 of COCO panoptic"):
         TfdsPanoptic(data_dir=tmp_path)
 
 
-def test_other_formats_are_refused(prepared, tmp_path):
+def test_rejects_file_formats_without_random_access(prepared, tmp_path):
     (source,) = prepared.glob("coco/2017_panoptic/1.1.0")
     folder = tmp_path / "coco" / "2017_panoptic" / "1.1.0"
     folder.mkdir(parents=True)
@@ -200,11 +207,11 @@ def test_other_formats_are_refused(prepared, tmp_path):
         (folder / path.name).write_bytes(path.read_bytes())
     info = json.loads((folder / "dataset_info.json").read_text()) | {"fileFormat": "tfrecord"}
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(ValueError, match="tfrecord files, which have no random access"):
+    with pytest.raises(UserError, match="tfrecord files, which have no random access"):
         TfdsPanoptic(data_dir=tmp_path)
 
 
-def test_reading_needs_no_tensorflow(prepared):
+def test_reading_does_not_import_tensorflow(prepared):
     program = (
         "import sys\n"
         "from detr_jax.data.tfds import TfdsPanoptic\n"
@@ -215,7 +222,18 @@ def test_reading_needs_no_tensorflow(prepared):
     assert done.stdout == "3 (3, 2) 3 False\n", done.stderr
 
 
-def test_preparing_without_tensorflow_says_what_to_install(monkeypatch):
+def test_preparing_without_tensorflow_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install 'detr_jax.tfds.'"):
+    with pytest.raises(MissingPackageError, match="pip install 'detr_jax.tfds.'"):
         prepare()
+
+
+def test_names_the_record_of_a_damaged_image(prepared):
+    source = TfdsPanoptic(split="validation", data_dir=prepared)
+    record = dict(source._records[1])
+    record["panoptic_image"] = record["panoptic_image"][:200]
+    source._records = [source._records[0], record]
+    with pytest.raises(
+        UserError, match=r"record 1 \(shapes_test_\d+\.png\) .*its panoptic PNG cannot be read"
+    ):
+        source[1]

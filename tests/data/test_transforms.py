@@ -2,7 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tiny import train_transform
 
+from detr_jax.config import default_config
 from detr_jax.data.coco import CocoPanoptic
 from detr_jax.data.segment_maps import find_boxes
 from detr_jax.data.shapes import Shapes
@@ -19,12 +21,12 @@ from detr_jax.data.transforms import (
     resized_size,
 )
 
-SMALL = TrainTransform(scales=(60, 90, 140), max_size=170, crop_scales=(80, 100), crop_range=(40, 90))
+SMALL = train_transform(scales=(60, 90, 140), max_size=170, crop_scales=(80, 100), crop_range=(40, 90))
 
 
 @pytest.fixture(scope="module")
 def example():
-    """Not square, and with void."""
+    """An image that is not square, with void pixels."""
     example = Shapes("train", 10)[9]
     segment_map = np.where(example.segment_map == 1, np.uint8(0), example.segment_map)[:96]
     image = example.image[:96]
@@ -42,6 +44,16 @@ def example():
     )
 
 
+def test_settings_are_those_of_the_config():
+    config = default_config().data
+    config.update(train_scales=(1, 2), max_size=3, crop_probability=0.4, crop_scales=(5,), crop_range=(6, 7))
+    config.update(flip=False, eval_scale=8)
+    assert TrainTransform.from_config(config) == TrainTransform(
+        scales=(1, 2), max_size=3, crop_probability=0.4, crop_scales=(5,), crop_range=(6, 7), flip=False
+    )
+    assert EvalTransform.from_config(config) == EvalTransform(scale=8, max_size=3)
+
+
 @pytest.mark.parametrize(
     ("size", "scale", "max_size", "expected"),
     [
@@ -56,7 +68,7 @@ def example():
         ((300, 300), 480, 1333, (480, 480)),
     ],
 )
-def test_sizes_are_the_original_ones(size, scale, max_size, expected):
+def test_resized_sizes_equal_those_of_the_original(size, scale, max_size, expected):
     assert resized_size(size, scale, max_size) == expected
 
 
@@ -71,7 +83,7 @@ def test_resized_images_equal_the_reference(name, reference_folder, coco_sample)
     np.testing.assert_array_equal(apply(example, plan).image, expected["resized_uint8"])
 
 
-def test_maps_take_the_source_pixel_below():
+def test_nearest_neighbour_rounds_source_pixels_down():
     segment_map = np.arange(12, dtype=np.uint8).reshape(3, 4)
     expected = segment_map[np.array([0, 0, 1, 1, 2])][:, [0, 1, 2]]
     np.testing.assert_array_equal(resize_map(segment_map, (5, 3)), expected)
@@ -92,9 +104,9 @@ def test_flipping_twice_changes_nothing(example):
 
 
 @pytest.mark.parametrize(
-    "settings", [TrainTransform(), SMALL, TrainTransform(scales=(), crop_probability=0.0)]
+    "settings", [train_transform(), SMALL, train_transform(scales=(), crop_probability=0.0)]
 )
-def test_the_planned_size_is_the_applied_size(example, settings):
+def test_applied_sizes_equal_planned_sizes_and_stay_within_the_greatest(example, settings):
     plans = [plan_train((96, 128), np.random.default_rng(seed), settings) for seed in range(60)]
     greatest = greatest_sizes(np.array([[96, 128]]), settings)
     for plan in plans[:20]:
@@ -106,14 +118,14 @@ def test_the_planned_size_is_the_applied_size(example, settings):
         assert len({plan.size for plan in plans}) > 10 and {plan.flip for plan in plans} == {True, False}
 
 
-def test_what_is_drawn_has_the_range_of_the_original():
-    plans = [plan_train((480, 640), np.random.default_rng(seed), TrainTransform()) for seed in range(3000)]
+def test_drawn_plans_have_the_frequencies_and_ranges_of_the_original():
+    plans = [plan_train((480, 640), np.random.default_rng(seed), train_transform()) for seed in range(3000)]
     crops = [plan.crop for plan in plans if plan.crop]
     assert 0.45 < len(crops) / len(plans) < 0.55
     assert 0.45 < sum(plan.flip for plan in plans) / len(plans) < 0.55
     assert {min(plan.crop_from) for plan in plans if plan.crop} == {400, 500, 600}
     assert min(min(crop[2:]) for crop in crops) == 384 and max(max(crop[2:]) for crop in crops) == 600
-    # Everything but a limited long side gives a short side of one of the scales.
+    # Unless the longer side is limited, the shorter side is one of the scales.
     assert {min(plan.size) for plan in plans if max(plan.size) < 1300} == set(range(480, 801, 32))
     for plan in plans:
         if plan.crop:
@@ -122,15 +134,15 @@ def test_what_is_drawn_has_the_range_of_the_original():
             assert top + height <= plan.crop_from[0] and left + width <= plan.crop_from[1]
 
 
-def test_same_generator_same_plan():
-    plans = [plan_train((480, 640), np.random.default_rng([1, 2, 3]), TrainTransform()) for _ in range(2)]
+def test_plans_depend_only_on_the_generator():
+    plans = [plan_train((480, 640), np.random.default_rng([1, 2, 3]), train_transform()) for _ in range(2)]
     assert plans[0] == plans[1]
 
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("size", [(96, 128), (192, 256), (144, 200)])
 def test_boxes_move_with_their_segments(example, flip, size):
-    """To a pixel: a flipped box is one pixel off, because boxes end at the last pixel's near side."""
+    """To within a pixel: flipped boxes are one pixel off, since a box ends at the start of its last pixel."""
     done = apply(example, Plan(size, flip=flip))
     np.testing.assert_array_equal(done.labels, example.labels)
     boxes, present = find_boxes(done.segment_map, len(done.labels))
@@ -140,7 +152,7 @@ def test_boxes_move_with_their_segments(example, flip, size):
     assert difference.max() <= 1 + scale
 
 
-def test_a_crop_keeps_segments_and_map_consistent(example):
+def test_cropped_segments_match_the_cropped_map(example):
     for seed in range(30):
         plan = plan_train(
             (96, 128), np.random.default_rng(seed), dataclasses.replace(SMALL, crop_probability=1.0)
@@ -160,7 +172,7 @@ def test_a_crop_keeps_segments_and_map_consistent(example):
         assert not inside.any() or pixels[inside].max() < 5
 
 
-def test_a_crop_drops_what_lies_outside():
+def test_a_crop_drops_segments_outside_it():
     segment_map = np.zeros((20, 20), np.uint8)
     segment_map[:, :8], segment_map[5:15, 12:], segment_map[0, 9] = 1, 2, 3
     example = dataclasses.replace(
@@ -178,6 +190,6 @@ def test_a_crop_drops_what_lies_outside():
     np.testing.assert_allclose(done.boxes, [[7.5 / 12, 9.5 / 20, 7 / 12, 9 / 20]], rtol=1e-5)
 
 
-def test_evaluation_can_leave_the_size_alone(example):
-    plan = plan_eval((96, 128), EvalTransform(scale=None))
+def test_evaluation_without_a_scale_keeps_the_size(example):
+    plan = plan_eval((96, 128), EvalTransform(scale=None, max_size=None))
     assert apply(example, plan).image is example.image
