@@ -1,4 +1,4 @@
-"""What several tests need: a tiny model, and folders that only some machines have."""
+"""Fixtures of several tests: a tiny model, images, and folders that only some machines have."""
 
 import os
 import sys
@@ -6,12 +6,12 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-# Tests compile more than they compute; set before jax is imported.
+# Tests spend more time compiling than computing. XLA reads these flags when JAX is imported.
 COMPILE_FAST = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
-if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know the flag
+if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # removed in 0.11
     COMPILE_FAST.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*COMPILE_FAST, os.environ.get("XLA_FLAGS", "")])
-# Shared by the workers of pytest-xdist and by the programs that tests start: all inherit the variable.
+# The workers of pytest-xdist and the processes that tests start inherit the variable and share the cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
@@ -22,16 +22,16 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent))  # configs/, which are not part of the package
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs/, which is not part of the package
 
-from tiny import TINY  # noqa: E402
+import tiny  # noqa: E402
 
 from detr_jax.models.detr import Detr, init_params  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def tiny_model() -> Detr:
-    return Detr(**TINY)
+    return tiny.tiny_model()
 
 
 @pytest.fixture(scope="session")
@@ -39,23 +39,23 @@ def tiny_params(tiny_model):
     return init_params(tiny_model, jax.random.key(0))
 
 
-def _folder(variable: str, what: str) -> Path:
+def _folder(variable: str, content: str) -> Path:
     if variable not in os.environ:
-        pytest.skip(f"{variable} does not name {what}")
+        pytest.skip(f"{variable} is not set to a folder with {content}")
     return Path(os.environ[variable])
 
 
 @pytest.fixture
 def reference_folder() -> Path:
-    return _folder("DETR_JAX_REFERENCE", "the folder of reference outputs on real images")
+    return _folder("DETR_JAX_REFERENCE", "reference outputs on real images")
 
 
 @pytest.fixture
 def coco_sample() -> Path:
-    return _folder("DETR_JAX_COCO_SAMPLE", "a folder with two COCO images and their panoptic annotations")
+    return _folder("DETR_JAX_COCO_SAMPLE", "two COCO images and their panoptic annotations")
 
 
 @pytest.fixture(scope="session")
 def pictures() -> np.ndarray:
-    """Two noisy pictures, uint8 (2, 45, 60, 3)."""
+    """Two images of random noise, uint8 (2, 45, 60, 3)."""
     return np.random.default_rng(0).integers(0, 256, (2, 45, 60, 3), np.uint8)

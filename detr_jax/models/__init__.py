@@ -1,1 +1,1 @@
-"""Flax modules: arrays in, arrays out."""
+"""DETR and its parts as Flax modules."""

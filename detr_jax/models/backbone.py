@@ -1,23 +1,26 @@
-"""ResNet as a feature pyramid, with frozen batch norm or group norm."""
+"""ResNet with frozen batch norm or group norm, returning the feature maps of all stages.
 
-from typing import Any, Literal
+ResNet: https://arxiv.org/abs/1512.03385 (original: models/backbone.py and torchvision's ResNet)
+"""
+
+import functools
+from typing import Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from detr_jax.errors import UserError
 from detr_jax.models import initializers
 from detr_jax.models.layers import GroupNorm
 from detr_jax.ops.convolution import convolve, convolve_stem, max_pool
 from detr_jax.ops.elementwise import relu, relu_inside
-from detr_jax.ops.padding import valid_mask, zero_outside
+from detr_jax.ops.padding import ceil_div, valid_mask, zero_outside
 
 Norm = Literal["frozen_batch", "group"]
 
-
-# By depth: blocks per stage, and whether a block is a bottleneck.
+# Depth: (blocks of each stage, whether the blocks are bottlenecks)
 RESNETS = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -27,9 +30,13 @@ RESNETS = {
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm whose statistics, scale and bias are constants (original: models/backbone.py).
+    """Batch norm whose statistics, scale and bias are constants.
 
-    Returned as one factor and one shift per channel, to be folded into the convolution before it.
+    Returns one factor and one shift per channel, so that the preceding convolution can apply them.
+
+    Attributes:
+      features: Number of channels.
+      epsilon: Constant added to the variance; torchvision's default.
     """
 
     features: int
@@ -37,7 +44,7 @@ class FrozenBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[Float[Array, " features"], Float[Array, " features"]]:
-        """Returns (factor, shift): the norm of x is `x * factor + shift`."""
+        """Returns (factor, shift) such that the normalized x is `x * factor + shift`."""
         shape = (self.features,)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -48,43 +55,54 @@ class FrozenBatchNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias and the norm behind it.
+    """Convolution without bias, followed by a norm.
 
     Attributes:
-      features: output channels.
-      kernel_size: side of the square kernel.
-      stride: image pixels per output pixel of this layer.
-      dilation: distance of the kernel's taps.
-      norm: "frozen_batch" or "group" (groups of 8 channels).
-      dtype: of the computation.
-      is_last: whether this ends a block's residual branch. With group norm such a branch starts at zero:
-        otherwise every block adds what all images have in common, and training first removes the rest.
+      features: Number of output channels.
+      kernel_size: Side length of the square kernel; 7 is the stem.
+      norm: "frozen_batch", or "group" for group norm with 8 channels per group.
+      dtype: Dtype of the computation.
+      stride: Stride of the convolution.
+      dilation: Dilation of the convolution.
+      is_last: Whether this is the last convolution of a residual branch. With group norm, the branch is then
+        initialized to zero. Otherwise every block would add the same constant for all images, and training
+        would first have to remove it.
     """
 
     features: int
-    kernel_size: int = 1
+    kernel_size: int
+    norm: Norm
+    dtype: DTypeLike
     stride: int = 1
     dilation: int = 1
-    norm: Norm = "frozen_batch"
-    dtype: DTypeLike = jnp.float32
     is_last: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"], mask: Bool[Array, "batch new_height new_width"]
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Convolves and normalises; the mask tells the valid pixels of the result."""
+        """Applies convolution and norm.
+
+        Args:
+          x: Feature map, zero outside its valid pixels if the kernel is larger than 1x1.
+          mask: True on the valid pixels of the result.
+
+        Raises:
+          UserError: `norm` is not one of the supported norms.
+        """
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", initializers.resnet, shape)
         if self.norm == "group":
             x = self.convolve(x, kernel)
             scale_init = nn.initializers.zeros if self.is_last else nn.initializers.ones
             return GroupNorm(self.features // 8, scale_init=scale_init, name="group_norm")(x, mask)
-        factor, shift = FrozenBatchNorm(self.features, name="frozen_batch_norm")()
-        return self.convolve(x, kernel * factor) + shift.astype(self.dtype)
+        if self.norm == "frozen_batch":
+            factor, shift = FrozenBatchNorm(self.features, name="frozen_batch_norm")()
+            return self.convolve(x, kernel * factor) + shift.astype(self.dtype)
+        raise UserError(f"model.norm is {self.norm!r}: must be 'frozen_batch' or 'group'")
 
     def convolve(self, x: Float[Array, "batch _ _ _"], kernel: Float[Array, "_ _ _ _"]) -> Array:
-        """The convolution alone; a 7x7 is the stem."""
+        """Applies the convolution alone."""
         kernel = kernel.astype(self.dtype)
         if self.kernel_size == 7:
             return convolve_stem(x, kernel)
@@ -92,15 +110,17 @@ class ConvNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: 3x3, 3x3, or the bottleneck 1x1, 3x3, 1x1 with the stride on its 3x3.
+    """Residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1.
+
+    The stride is on the first 3x3 convolution, as in torchvision.
 
     Attributes:
-      width: channels inside the block; a bottleneck returns four times as many.
-      bottleneck: which of the two it is.
-      stride: image pixels per output pixel of this block.
-      dilation: of the 3x3 convolution that carries the stride.
+      width: Number of channels inside the block; a bottleneck returns four times as many.
+      bottleneck: Whether the block is a bottleneck.
+      stride: Stride of the block.
+      dilation: Dilation of the convolution that has the stride.
       norm: "frozen_batch" or "group".
-      dtype: of the computation.
+      dtype: Dtype of the computation.
     """
 
     width: int
@@ -117,20 +137,26 @@ class Block(nn.Module):
         mask: Bool[Array, "batch height width"],
         new_mask: Bool[Array, "batch new_height new_width"],
     ) -> Float[Array, "batch new_height new_width features"]:
-        """Applies the block; the masks tell the valid pixels before and after its stride."""
-        options: dict[str, Any] = {"norm": self.norm, "dtype": self.dtype}
-        strided: dict[str, Any] = {"stride": self.stride, "dilation": self.dilation, **options}
+        """Applies the block.
+
+        Args:
+          x: Feature map.
+          mask: True on the valid pixels of `x`.
+          new_mask: True on the valid pixels of the result.
+        """
+        conv = functools.partial(ConvNorm, norm=self.norm, dtype=self.dtype)
+        strided_conv = functools.partial(conv, stride=self.stride, dilation=self.dilation)
         features = 4 * self.width if self.bottleneck else self.width
         if self.bottleneck:
-            y = relu_inside(ConvNorm(self.width, 1, name="conv1", **options)(x, mask), mask)
-            y = relu(ConvNorm(self.width, 3, name="conv2", **strided)(y, new_mask))
-            y = ConvNorm(features, 1, is_last=True, name="conv3", **options)(y, new_mask)
+            y = relu_inside(conv(self.width, 1, name="conv1")(x, mask), mask)
+            y = relu(strided_conv(self.width, 3, name="conv2")(y, new_mask))
+            y = conv(features, 1, is_last=True, name="conv3")(y, new_mask)
         else:
-            y = ConvNorm(self.width, 3, name="conv1", **strided)(zero_outside(x, mask), new_mask)
+            y = strided_conv(self.width, 3, name="conv1")(zero_outside(x, mask), new_mask)
             y = relu_inside(y, new_mask)
-            y = ConvNorm(self.width, 3, is_last=True, name="conv2", **options)(y, new_mask)
+            y = conv(self.width, 3, is_last=True, name="conv2")(y, new_mask)
         if self.stride != 1 or x.shape[-1] != features:
-            x = ConvNorm(features, 1, self.stride, name="downsample", **options)(x, new_mask)
+            x = conv(features, 1, stride=self.stride, name="downsample")(x, new_mask)
         return relu(x + y)
 
 
@@ -138,60 +164,59 @@ class Backbone(nn.Module):
     """ResNet without its classifier.
 
     Attributes:
-      depth: a key of `RESNETS`.
-      width: channels of the stem; 64 in the published networks.
-      norm: "frozen_batch" (published weights) or "group" (training from scratch).
-      dilation: keep stride 16 in the last stage and dilate its convolutions instead (DC5).
-      dtype: of the computation.
-      remat: compute blocks again for gradients instead of keeping what is inside them.
+      depth: Number of layers, a key of `RESNETS`.
+      width: Number of channels of the stem; 64 in the published networks.
+      norm: "frozen_batch" (for published weights) or "group" (for training from scratch).
+      dilation: Whether the last stage has dilated convolutions instead of a stride (DC5).
+      dtype: Dtype of the computation.
+      remat: Whether gradients recompute the activations inside each block instead of storing them.
     """
 
-    depth: int = 50
-    width: int = 64
-    norm: Norm = "frozen_batch"
-    dilation: bool = False
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    depth: int
+    width: int
+    norm: Norm
+    dilation: bool
+    dtype: DTypeLike
+    remat: bool
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width 3"], size: Int[Array, "batch 2"]
     ) -> tuple[Float[Array, "batch _ _ _"], ...]:
-        """Returns the feature maps C2, C3, C4, C5 at strides 4, 8, 16 and 32 (16 if dilated).
+        """Returns the feature maps C2, C3, C4 and C5, of strides 4, 8, 16 and 32 (DC5: 16).
 
         Args:
-          images: normalised, zero outside their valid size.
-          size: valid height and width.
+          images: Normalized images, zero outside their valid size.
+          size: Valid height and width of each image.
         """
         blocks, bottleneck = RESNETS[self.depth]
-        make_block = nn.remat(Block) if self.remat else Block
-        half = -(-images.shape[1] // 2), -(-images.shape[2] // 2)
-        mask = valid_mask(size, half, 2)
-        stem = ConvNorm(self.width, 7, 2, norm=self.norm, dtype=self.dtype, name="conv1")
+        block = nn.remat(Block) if self.remat else Block
+        total_stride = 2
+        mask = valid_mask(size, (ceil_div(images.shape[1], 2), ceil_div(images.shape[2], 2)), total_stride)
+        stem = ConvNorm(self.width, 7, self.norm, self.dtype, stride=2, name="conv1")
         x = relu_inside(stem(images.astype(self.dtype), mask), mask)
         x = max_pool(x)
-        total_stride = 4
+        total_stride *= 2
         mask = valid_mask(size, x.shape[1:3], total_stride)
         pyramid = []
         for stage, count in enumerate(blocks):
-            dilate = self.dilation and stage == 3
+            width = self.width * 2**stage
             for index in range(count):
-                stride = 2 if stage > 0 and index == 0 and not dilate else 1
+                stride, dilation = self.stride_and_dilation(stage, index)
                 total_stride *= stride
-                shape = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+                shape = ceil_div(x.shape[1], stride), ceil_div(x.shape[2], stride)
                 new_mask = valid_mask(size, shape, total_stride)
-                # As in torchvision, the first block of a dilated stage keeps the dilation before it.
-                dilation = 2 if dilate and index > 0 else 1
-                block = make_block(
-                    self.width * 2**stage,
-                    bottleneck,
-                    stride,
-                    dilation,
-                    self.norm,
-                    self.dtype,
-                    name=f"layer{stage + 1}_{index}",
+                name = f"layer{stage + 1}_{index}"
+                x = block(width, bottleneck, stride, dilation, self.norm, self.dtype, name=name)(
+                    x, mask, new_mask
                 )
-                x = block(x, mask, new_mask)
                 mask = new_mask
             pyramid.append(x)
         return tuple(pyramid)
+
+    def stride_and_dilation(self, stage: int, index: int) -> tuple[int, int]:
+        """Returns stride and dilation of block `index` of a stage; both count from 0."""
+        if self.dilation and stage == 3:
+            # As in torchvision, the first block of the dilated stage is not dilated.
+            return 1, 1 if index == 0 else 2
+        return 2 if stage > 0 and index == 0 else 1, 1

@@ -1,4 +1,4 @@
-"""The original's initial weights, as Flax initializers."""
+"""The initial weights of the original PyTorch code, as Flax initializers."""
 
 from typing import Any
 
@@ -9,33 +9,33 @@ from flax.typing import Initializer
 # torch.nn.init.xavier_uniform_
 xavier_uniform = variance_scaling(1.0, "fan_avg", "uniform")
 
-
-# xavier_uniform_ of a query, key and value matrix stacked into one (3d, d) matrix
+# torch.nn.init.xavier_uniform_ of a stacked (3 * features, features) matrix for queries, keys and values
 xavier_uniform_third = variance_scaling(0.5, "fan_in", "uniform")
-
 
 # torch.nn.init.kaiming_uniform_(a=1)
 kaiming_uniform = variance_scaling(1.0, "fan_in", "uniform")
 
-
-# PyTorch's default for linear layers: uniform within 1 / sqrt(fan_in)
+# PyTorch's default for linear layers: uniform in ±1 / sqrt(fan_in)
 linear = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
-
-# torchvision's ResNet: kaiming_normal_(mode="fan_out", nonlinearity="relu")
+# ResNet in torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu")
 resnet = variance_scaling(2.0, "fan_out", "normal")
 
-
-# torch.nn.Embedding's default, used for the object queries
+# PyTorch's default for torch.nn.Embedding, used for the object queries
 embedding = normal(1.0)
 
-
-# torch.nn.init.uniform_, used for learned positions
+# torch.nn.init.uniform_, used for learned position encodings
 uniform_unit = uniform(1.0)
 
 
 def amplified(initializer: Initializer, first: int, factor: float) -> Initializer:
-    """The same for a (rows, columns, in, out) kernel, times a factor from the `first` input channel on."""
+    """Scales the weights of some input channels of a convolution.
+
+    Args:
+      initializer: Initializer of a (rows, columns, channels, features) kernel.
+      first: Index of the first input channel to scale; all later channels are scaled, too.
+      factor: Factor of the weights of these channels.
+    """
 
     def amplify(key: jax.Array, *shape_and_dtype: Any) -> Any:
         return initializer(key, *shape_and_dtype).at[:, :, first:].multiply(factor)

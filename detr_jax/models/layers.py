@@ -1,84 +1,93 @@
-"""Layers that never let padding change a result, shared by the backbone and the mask head."""
+"""Layers that several parts of the model share."""
+
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from detr_jax.models import initializers
 from detr_jax.ops.convolution import convolve
 from detr_jax.ops.elementwise import scale_kept
-from detr_jax.ops.padding import zero_outside
+from detr_jax.ops.padding import ceil_div, zero_outside
 
-STEPS = 256  # of dropout rates: one random byte an element
+RANDOM_VALUES = 256  # of the random byte that decides whether dropout keeps an element
 
 
 class Dropout(nn.Module):
-    """Zeroes elements at random and scales the others.
+    """Dropout that draws 8 random bits per element.
 
-    Drawing random numbers takes a CPU a sixth of a training step if every element gets 32 bits. So each gets
-    8, and the rate is rounded to a 256th: 0.1 is 0.1016.
+    Random numbers are expensive on CPUs, and `flax.linen.Dropout` draws 32 bits per element. With 8 bits the
+    rate is rounded to a multiple of 1/256: a rate of 0.1 becomes 0.1016.
 
     Attributes:
-      rate: probability of a zero.
+      rate: Probability that an element is dropped.
     """
 
     rate: float
 
     def __call__(self, x: Float[Array, "*shape"], deterministic: bool) -> Float[Array, "*shape"]:
-        """Draws from the "dropout" random stream, unless deterministic."""
+        """Zeroes random elements and scales the others, unless `deterministic`."""
         keep, scale = self.draw(x.shape, deterministic)
         return x if keep is None else scale_kept(x, keep, scale)
 
     def draw(self, shape: tuple[int, ...], deterministic: bool) -> tuple[Bool[Array, "..."] | None, float]:
-        """Which elements are kept (None: all), and their scale."""
-        dropped = round(self.rate * STEPS)
-        scale = STEPS / max(STEPS - dropped, 1)
+        """Draws a dropout mask from the "dropout" random stream.
+
+        Args:
+          shape: Shape of the mask.
+          deterministic: Whether to keep all elements and draw nothing.
+
+        Returns:
+          A mask that is True where an element is kept, or None if all are, and the factor by which the kept
+          elements are to be multiplied.
+        """
+        dropped = round(self.rate * RANDOM_VALUES)
+        scale = RANDOM_VALUES / max(RANDOM_VALUES - dropped, 1)
         if deterministic or dropped == 0:
             return None, scale
-        count = int(np.prod(shape))
-        words = jax.random.bits(self.make_rng("dropout"), (-(-count // 4),), jnp.uint32)
-        values = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[:count].reshape(shape)
-        return values >= dropped, scale
+        count = math.prod(shape)
+        words = jax.random.bits(self.make_rng("dropout"), (ceil_div(count, 4),), jnp.uint32)
+        random_bytes = jax.lax.bitcast_convert_type(words, jnp.uint8)  # (words, 4)
+        random_bytes = random_bytes.reshape(-1)[:count].reshape(shape)  # shape
+        return random_bytes >= dropped, scale
 
 
 class Conv(nn.Module):
-    """Convolution with a bias.
+    """1x1 convolution with a bias.
 
     Attributes:
-      features: output channels.
-      kernel_size: side of the square kernel.
-      dtype: of the computation; parameters are float32.
+      features: Number of output channels.
+      dtype: Dtype of the computation; parameters are float32.
+      kernel_init: Initializer of the kernel.
     """
 
     features: int
-    kernel_size: int = 1
+    dtype: DTypeLike
     kernel_init: nn.initializers.Initializer = initializers.kaiming_uniform
-    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width features"]:
-        """Maps channels to features at unchanged resolution."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        """Applies the convolution."""
+        kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return convolve(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
-    """Group norm with statistics over valid pixels only, in float32.
+    """Group norm whose statistics are computed over valid pixels only, in float32.
 
     Attributes:
-      groups: number of channel groups; must divide the channels.
-      epsilon: added to the variance, PyTorch's default.
-      scale_init: of the factor behind the norm.
+      groups: Number of channel groups; must divide the number of channels.
+      epsilon: Constant added to the variance; PyTorch's default.
+      scale_init: Initializer of the scale.
     """
 
-    groups: int = 8
+    groups: int
     epsilon: float = 1e-5
     scale_init: nn.initializers.Initializer = nn.initializers.ones
 
@@ -86,19 +95,24 @@ class GroupNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], mask: Bool[Array, "batch height width"]
     ) -> Float[Array, "batch height width channels"]:
-        """Normalises each group of each image; what stands outside the mask must be finite."""
+        """Normalizes each group of channels of each image.
+
+        Args:
+          x: Feature map. Values outside the mask must be finite and do not affect the statistics.
+          mask: True on valid pixels.
+        """
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         count = mask.sum((1, 2), dtype=jnp.float32)[:, None] * (channels // self.groups)
 
         def group_mean(values: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
-            total = values.sum((1, 2)).reshape(len(x), self.groups, -1).sum(-1)
+            total = values.sum((1, 2)).reshape(len(x), self.groups, -1).sum(-1)  # (batch, groups)
             return jnp.repeat(total / count, channels // self.groups, axis=-1)
 
-        wide = x.astype(jnp.float32)
-        mean = group_mean(zero_outside(wide, mask))
-        variance = group_mean(zero_outside(jnp.square(wide - mean[:, None, None]), mask))
+        x32 = x.astype(jnp.float32)
+        mean = group_mean(zero_outside(x32, mask))
+        variance = group_mean(zero_outside(jnp.square(x32 - mean[:, None, None]), mask))
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
         shift = bias - mean * factor
-        return (wide * factor[:, None, None] + shift[:, None, None]).astype(x.dtype)
+        return (x32 * factor[:, None, None] + shift[:, None, None]).astype(x.dtype)

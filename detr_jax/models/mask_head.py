@@ -1,12 +1,16 @@
-"""Attention maps and the FPN-style mask head, for a list of (image, query) pairs.
+"""FPN-style mask head on attention maps, for a list of (image, query) pairs.
 
-Original: MHAttentionMap and MaskHeadSmallConv of models/segmentation.py, which run all queries of every
-image. Pairs are independent of one another, so any list of them gives the same masks. Every convolution reads
-a sum of something of the image and something of the pair; being linear, it is computed apart for the two, the
-image's part once per image (`MaskHead.of_images`, `MaskHead.of_pairs`).
+The original (MHAttentionMap and MaskHeadSmallConv in models/segmentation.py) predicts a mask for all queries
+of all images. Pairs do not depend on each other, so here any list of pairs gives the same masks.
+
+Convolutions are linear. Wherever the input of one is made of a part that depends on the image alone and a
+part that depends on the pair, the two are convolved separately and then added: `MaskHead.image_terms` runs
+once per image, `MaskHead.pair_masks` once per pair.
+
+DETR: https://arxiv.org/abs/2005.12872
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,18 +23,24 @@ from detr_jax.models import initializers
 from detr_jax.models.layers import Conv, GroupNorm
 from detr_jax.ops.convolution import convolve_windows
 from detr_jax.ops.elementwise import relu_inside
-from detr_jax.ops.padding import valid_mask, zero_outside
+from detr_jax.ops.padding import ceil_div, valid_mask, zero_outside
 from detr_jax.ops.upsampled import convolve_corners, convolve_upsampled, from_corner_layout, to_corner_layout
+
+# Image pixels per pixel of the backbone levels C4, C3 and C2, from coarse to fine.
+LEVEL_STRIDES = (16, 8, 4)
+# Image pixels per mask pixel.
+MASK_STRIDE = LEVEL_STRIDES[-1]
+NORM_GROUPS = 8
 
 
 class Features(NamedTuple):
-    """What the mask head reads of an image.
+    """Inputs of the mask head for a batch of images.
 
     Attributes:
-      queries: the last decoder layer's.
-      memory: the encoder's output.
-      projected: the encoder's input, without positions.
-      pyramid: C4, C3, C2, coarse to fine.
+      queries: Output of the last decoder layer.
+      memory: Output of the encoder.
+      projected: Input of the encoder, without position encodings.
+      pyramid: Levels C4, C3 and C2 of the backbone.
     """
 
     queries: Float[Array, "batch queries features"]
@@ -39,38 +49,39 @@ class Features(NamedTuple):
     pyramid: tuple[Float[Array, "batch _ _ _"], ...]
 
 
-class ImageParts(NamedTuple):
-    """What the mask head has computed once per image.
+class ImageTerms(NamedTuple):
+    """What the mask head computes once per image.
 
     Attributes:
-      query: of the attention map.
-      key: of the attention map.
-      convolved: the image's part of every convolution that has one, coarse to fine.
+      query: Scaled query projections of the attention map.
+      key: Key projections of the attention map.
+      projected: Convolution of the projected features, including the bias.
+      levels: Convolution of each level of the pyramid, including the bias.
     """
 
     query: Float[Array, "batch queries heads channels"]
     key: Float[Array, "batch height width heads channels"]
-    convolved: tuple[Float[Array, "batch _ _ _"], ...]
+    projected: Float[Array, "batch height width features"]
+    levels: tuple[Float[Array, "batch _ _ _"], ...]
 
 
 class AttentionMap(nn.Module):
-    """Attention weights of queries over the memory, one map per head.
+    """Attention weights of each query over the memory, one map per head.
 
     Attributes:
-      features: of queries and memory.
-      num_heads: heads; the softmax runs over all heads and positions together, as in the original.
-      dtype: of the products; the softmax is float32.
+      features: Number of features of queries and memory.
+      num_heads: Number of heads. The softmax runs over all positions of all heads, as in the original.
+      dtype: Dtype of the matrix products; the softmax is computed in float32.
     """
 
-    features: int = 256
-    num_heads: int = 8
-    dtype: DTypeLike = jnp.float32
+    features: int
+    num_heads: int
+    dtype: DTypeLike
 
     def setup(self) -> None:
-        """Makes the layers."""
-        options: dict[str, Any] = {"dtype": self.dtype, "kernel_init": initializers.xavier_uniform}
-        self.query = nn.Dense(self.features, **options)
-        self.key = nn.Dense(self.features, **options)
+        """Creates the projections."""
+        self.query = nn.Dense(self.features, dtype=self.dtype, kernel_init=initializers.xavier_uniform)
+        self.key = nn.Dense(self.features, dtype=self.dtype, kernel_init=initializers.xavier_uniform)
 
     def project(
         self,
@@ -79,7 +90,7 @@ class AttentionMap(nn.Module):
     ) -> tuple[
         Float[Array, "batch queries heads channels"], Float[Array, "batch height width heads channels"]
     ]:
-        """Queries, scaled, and keys, by head."""
+        """Returns the projected queries, divided by sqrt(channels), and the projected keys."""
         query, key = self.query(queries), self.key(memory)
         query = query.reshape(*query.shape[:2], self.num_heads, -1)
         key = key.reshape(*key.shape[:3], self.num_heads, -1)
@@ -91,25 +102,31 @@ class AttentionMap(nn.Module):
         key: Float[Array, "pairs height width heads channels"],
         mask: Bool[Array, "pairs height width"],
     ) -> Float[Array, "pairs height width heads"]:
-        """Returns the maps; zero outside the mask of valid pixels."""
+        """Returns the attention maps, which are zero outside the mask.
+
+        Args:
+          query: Projected query of each pair.
+          key: Projected memory of each pair's image.
+          mask: True on valid pixels.
+        """
         scores = jnp.einsum("pnc,pyxnc->pyxn", query, key).astype(jnp.float32)
         scores = jnp.where(mask[..., None], scores, -jnp.inf)
         return jax.nn.softmax(scores, axis=(1, 2, 3)).astype(self.dtype)
 
 
-class Kernel(nn.Module):
-    """The weights of a 3x3 convolution.
+class Conv3x3Params(nn.Module):
+    """Parameters of a 3x3 convolution, which the mask head applies in several ways.
 
     Attributes:
-      channels: that it reads.
-      features: that it returns.
-      dtype: of the computation.
-      kernel_init: at the start of training.
+      channels: Number of input channels.
+      features: Number of output channels.
+      dtype: Dtype in which the parameters are returned.
+      kernel_init: Initializer of the kernel.
     """
 
     channels: int
     features: int
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike
     kernel_init: Initializer = initializers.kaiming_uniform
 
     @nn.compact
@@ -124,119 +141,143 @@ class Kernel(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Attention map, then convolutions that double the resolution and add a backbone level three times.
+    """Attention maps, two convolutions, and one more convolution for each backbone level that is added.
+
+    Each level doubles the resolution, up to a quarter of the image's.
 
     Attributes:
-      hidden_dim: features of queries and memory.
-      num_heads: heads of the attention map.
-      stride: image pixels per memory pixel, 32 or 16.
-      dtype: of the convolutions; norms are float32.
-      pyramid: False leaves the backbone's levels out.
-      attention_gain: of the first convolution's initial weights for attention maps. 1 is the original's, but
-        a map sums to 1, so its entries are thousandths, and the masks have to learn to see them at all.
+      hidden_dim: Number of features of queries and memory; must be a multiple of 128.
+      num_heads: Number of heads of the attention maps; must be a multiple of 8.
+      stride: Image pixels per memory pixel, 32 or 16 (DC5).
+      dtype: Dtype of the convolutions; norms are computed in float32.
+      pyramid: Whether the backbone levels are added.
+      attention_gain: Factor of the initial weights for attention maps in the first convolution. The original
+        has 1. An attention map sums to 1, so its entries are tiny beside the projected features.
     """
 
-    hidden_dim: int = 256
-    num_heads: int = 8
-    stride: int = 32
-    dtype: DTypeLike = jnp.float32
-    pyramid: bool = True
-    attention_gain: float = 1.0
+    hidden_dim: int
+    num_heads: int
+    stride: int
+    dtype: DTypeLike
+    pyramid: bool
+    attention_gain: float
 
     def setup(self) -> None:
-        """Makes the layers; their names are those of the parameters."""
-        hidden = self.hidden_dim
-        self.attention = AttentionMap(hidden, self.num_heads, self.dtype)
-        widths = [hidden + self.num_heads] * 2 + [hidden // 2**level for level in (1, 2, 3, 4)]
-        for number, (channels, features) in enumerate(zip(widths, widths[1:], strict=False), start=1):
-            kernel_init = initializers.kaiming_uniform
-            if number == 1:
-                kernel_init = initializers.amplified(kernel_init, hidden, self.attention_gain)
-            setattr(self, f"conv{number}", Kernel(channels, features, self.dtype, kernel_init))
-            setattr(self, f"norm{number}", GroupNorm())
-        for level in (1, 2, 3):
-            setattr(self, f"adapter{level}", Conv(hidden // 2**level, dtype=self.dtype))
-        self.out = Kernel(hidden // 16, 1, self.dtype)
+        """Creates the layers, with the names of their parameters in the original."""
+        dim, dtype = self.hidden_dim, self.dtype
+        with_maps = dim + self.num_heads
+        amplified = initializers.amplified(initializers.kaiming_uniform, dim, self.attention_gain)
+        self.attention = AttentionMap(dim, self.num_heads, dtype)
+        self.conv1 = Conv3x3Params(with_maps, with_maps, dtype, amplified)
+        self.norm1 = GroupNorm(NORM_GROUPS)
+        self.conv2 = Conv3x3Params(with_maps, dim // 2, dtype)
+        self.norm2 = GroupNorm(NORM_GROUPS)
+        widths = dim // 2, dim // 4, dim // 8
+        self.adapters = [
+            Conv(width, dtype, name=f"adapter{number}") for number, width in enumerate(widths, start=1)
+        ]
+        self.level_convs = [
+            Conv3x3Params(width, width // 2, dtype, name=f"conv{number}")
+            for number, width in enumerate(widths, start=3)
+        ]
+        self.level_norms = [GroupNorm(NORM_GROUPS, name=f"norm{number}") for number in (3, 4, 5)]
+        self.out = Conv3x3Params(dim // 16, 1, dtype)
 
     def __call__(
         self, features: Features, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
-    ) -> Float[Array, "pairs quarter_height quarter_width"]:
-        """Returns mask logits at a quarter of the image's resolution.
+    ) -> Float[Array, "pairs mask_height mask_width"]:
+        """Returns float32 mask logits at stride `MASK_STRIDE`.
 
         Args:
-          features: of the images of one device.
-          size: their valid height and width, in image pixels.
-          pairs: image and query of each mask; padding may repeat any pair.
+          features: Features of the images.
+          size: Valid height and width of each image, in image pixels.
+          pairs: Image and query of each mask. Pairs may repeat, as they do in padded lists.
         """
-        return self.of_pairs(self.of_images(features, size), size, pairs)
+        return self.pair_masks(self.image_terms(features, size), size, pairs)
 
-    def of_images(self, features: Features, size: Int[Array, "batch 2"]) -> ImageParts:
-        """What all pairs of an image share."""
+    def image_terms(self, features: Features, size: Int[Array, "batch 2"]) -> ImageTerms:
+        """Computes everything that the pairs of an image share; see `__call__`."""
         query, key = self.attention.project(features.queries, features.memory)
-        mask = valid_mask(size, features.projected.shape[1:3], self.stride)
         kernel, bias = self.conv1()
+        mask = valid_mask(size, features.projected.shape[1:3], self.stride)
         projected = zero_outside(features.projected.astype(self.dtype), mask)
-        convolved = [convolve_windows(projected, kernel[:, :, : self.hidden_dim], (1, 1)) + bias]
-        for level, fine in enumerate(features.pyramid, start=1):
-            kernel, bias = getattr(self, f"conv{level + 2}")()
-            if not self.pyramid:
-                convolved.append(jnp.broadcast_to(bias, (*fine.shape[:3], len(bias))))
-                continue
-            mask = valid_mask(size, fine.shape[1:3], 32 // 2**level)
-            adapted = zero_outside(getattr(self, f"adapter{level}")(fine), mask)
-            convolved.append(convolve_windows(adapted, kernel, (1, 1)) + bias)
-        return ImageParts(query, key, tuple(convolved))
+        projected = convolve_windows(projected, kernel[:, :, : self.hidden_dim], (1, 1)) + bias
+        levels = []
+        for level, x in enumerate(features.pyramid):
+            kernel, bias = self.level_convs[level]()
+            if self.pyramid:
+                mask = valid_mask(size, x.shape[1:3], LEVEL_STRIDES[level])
+                adapted = zero_outside(self.adapters[level](x), mask)
+                levels.append(convolve_windows(adapted, kernel, (1, 1)) + bias)
+            else:
+                levels.append(jnp.broadcast_to(bias, (*x.shape[:3], len(bias))))
+        return ImageTerms(query, key, projected, tuple(levels))
 
-    def of_pairs(
-        self, parts: ImageParts, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
-    ) -> Float[Array, "pairs quarter_height quarter_width"]:
-        """Mask logits, see `__call__`."""
+    def pair_masks(
+        self, terms: ImageTerms, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
+    ) -> Float[Array, "pairs mask_height mask_width"]:
+        """Computes the mask logits of pairs from the terms of their images; see `__call__`."""
         image, query = pairs[:, 0], pairs[:, 1]
         size = size[image]
-        mask = valid_mask(size, parts.key.shape[1:3], self.stride)
-        x = self.attention(parts.query[image, query], parts.key[image], mask)
+        mask = valid_mask(size, terms.key.shape[1:3], self.stride)
+        maps = self.attention(terms.query[image, query], terms.key[image], mask)
         kernel, _ = self.conv1()
-        x = parts.convolved[0][image] + convolve_windows(x, kernel[:, :, self.hidden_dim :], (1, 1))
-        x = self.normalize(x, mask, "norm1")
+        x = terms.projected[image] + convolve_windows(maps, kernel[:, :, self.hidden_dim :], (1, 1))
+        x = relu_inside(self.norm1(x, mask), mask)
         kernel, bias = self.conv2()
-        x = self.normalize(convolve_windows(x, kernel, (1, 1)) + bias, mask, "norm2")
-        for level, convolved in enumerate(parts.convolved[1:], start=1):
-            x = self.add_level(x, convolved, size, image, level)
-        return x[..., 0].astype(jnp.float32)
+        x = convolve_windows(x, kernel, (1, 1)) + bias
+        x = relu_inside(self.norm2(x, mask), mask)
+        *coarse_levels, finest = terms.levels
+        for level, term in enumerate(coarse_levels):
+            x = self.add_level(x, term, image, size, level)
+        corners = self.upsample_and_add(x, finest, image, size, level=len(coarse_levels))
+        kernel, bias = self.out()
+        logits = from_corner_layout(convolve_corners(corners, kernel), finest.shape[1:3]) + bias
+        return logits[..., 0].astype(jnp.float32)
 
     def add_level(
         self,
         x: Float[Array, "pairs height width channels"],
-        convolved: Float[Array, "batch fine_height fine_width features"],
-        size: Int[Array, "pairs 2"],
+        term: Float[Array, "batch fine_height fine_width features"],
         image: Int[Array, " pairs"],
+        size: Int[Array, "pairs 2"],
         level: int,
-    ) -> Float[Array, "pairs fine_height fine_width _"]:
-        """Doubles the resolution and adds the image's part; the last level goes on to the logits."""
-        small, shape = x.shape[1:3], convolved.shape[1:3]
-        stride = 32 // 2**level
-        kernel, _ = getattr(self, f"conv{level + 2}")()
-        mask = valid_mask(size, shape, stride)
-        if small == shape:  # DC5: the memory has the resolution of C4
-            x = convolved[image] + convolve_windows(x, kernel, (1, 1))
-            return self.normalize(x, mask, f"norm{level + 2}")
-        x = convolve_upsampled(x, kernel, -(-size // stride))
-        x = to_corner_layout(convolved, small)[image] + x
-        mask = to_corner_layout(mask[..., None], small)
-        flat = (len(x), x.shape[1], -1)  # norms see a map of any shape
-        normalized = self.normalize(
-            x.reshape(*flat, x.shape[-1]), mask.reshape(flat), f"norm{level + 2}"
-        ).reshape(x.shape)
-        if level < 3:
-            return from_corner_layout(normalized, shape)
-        kernel, bias = self.out()
-        return from_corner_layout(convolve_corners(normalized, kernel), shape) + bias
+    ) -> Float[Array, "pairs fine_height fine_width features"]:
+        """Convolves, adds a level, normalizes and applies ReLU, at the resolution of the level.
 
-    def normalize(
+        Args:
+          x: Output of the previous level.
+          term: Term of the level for each image.
+          image: Image of each pair.
+          size: Valid height and width of each pair's image, in image pixels.
+          level: Index of the level in `LEVEL_STRIDES`.
+        """
+        if LEVEL_STRIDES[level] != self.stride:
+            corners = self.upsample_and_add(x, term, image, size, level)
+            return from_corner_layout(corners, term.shape[1:3])
+        # DC5: The memory already has the resolution of C4.
+        kernel, _ = self.level_convs[level]()
+        mask = valid_mask(size, term.shape[1:3], self.stride)
+        x = term[image] + convolve_windows(x, kernel, (1, 1))
+        return relu_inside(self.level_norms[level](x, mask), mask)
+
+    def upsample_and_add(
         self,
         x: Float[Array, "pairs height width channels"],
-        mask: Bool[Array, "pairs height width"],
-        name: str,
-    ) -> Float[Array, "pairs height width channels"]:
-        """Group norm and ReLU, zero outside the valid pixels."""
-        return relu_inside(getattr(self, name)(x, mask), mask)
+        term: Float[Array, "batch fine_height fine_width features"],
+        image: Int[Array, " pairs"],
+        size: Int[Array, "pairs 2"],
+        level: int,
+    ) -> Float[Array, "pairs height+1 width+1 2 2 features"]:
+        """Does the same as `add_level` after nearest upsampling, in corner layout (see `ops.upsampled`)."""
+        stride, small = LEVEL_STRIDES[level], x.shape[1:3]
+        kernel, _ = self.level_convs[level]()
+        mask = valid_mask(size, term.shape[1:3], stride)
+        mask = to_corner_layout(mask[..., None], small)
+        x = convolve_upsampled(x, kernel, ceil_div(size, stride))
+        x = to_corner_layout(term, small)[image] + x
+        # Group norm does not depend on the order of the pixels, so any flat map will do.
+        flat = (len(x), x.shape[1], -1)
+        flat_x, flat_mask = x.reshape(*flat, x.shape[-1]), mask.reshape(flat)
+        normalized = relu_inside(self.level_norms[level](flat_x, flat_mask), flat_mask)
+        return normalized.reshape(x.shape)

@@ -1,4 +1,8 @@
-"""Position encodings of a feature map, counted over valid pixels."""
+"""Position encodings of feature maps (original: models/position_encoding.py).
+
+Eq. 1 is that of "Research on Panoptic Segmentation Algorithm Based on Transformer". The encoding is the
+two-dimensional form of DETR, https://arxiv.org/abs/2005.12872.
+"""
 
 import math
 
@@ -6,18 +10,26 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from detr_jax.errors import UserError
 from detr_jax.models import initializers
 
 
 def sine_encoding(
     size: Int[Array, "batch 2"], shape: tuple[int, ...], features: int
 ) -> Float[Array, "batch {shape[0]} {shape[1]} {features}"]:
-    """Eq. 1, with positions scaled to (0, 2 pi] over the valid pixels (original: PositionEmbeddingSine).
+    """Sine and cosine encoding of the position among the valid pixels, Eq. 1.
+
+    With d = `features` / 2 channels per axis:
+
+        PE(pos, 2k)     = sin(pos / 10000^(2k / d))
+        PE(pos, 2k + 1) = cos(pos / 10000^(2k / d))
+
+    pos = 2 pi n / length for the n-th of `length` valid rows or columns, counted from 1.
 
     Args:
-      size: valid height and width of the feature map.
-      shape: padded height and width of the feature map.
-      features: channels; the first half encodes y, the second x.
+      size: Valid height and width of the feature map.
+      shape: Padded height and width of the feature map.
+      features: Number of channels; the first half encodes y, the second half x.
     """
     per_axis = features // 2
     frequency = 10000.0 ** (-2.0 * (jnp.arange(per_axis) // 2) / per_axis)
@@ -34,11 +46,11 @@ def sine_encoding(
 
 
 class LearnedEncoding(nn.Module):
-    """A learned vector per row and per column (original: PositionEmbeddingLearned).
+    """A learned vector per row and per column.
 
     Attributes:
-      features: channels; the first half encodes x, the second y.
-      length: rows of each table, the largest feature map's side.
+      features: Number of channels; the first half encodes x, the second half y.
+      length: Maximum height and width of the feature map.
     """
 
     features: int
@@ -48,15 +60,19 @@ class LearnedEncoding(nn.Module):
     def __call__(
         self, size: Int[Array, "batch 2"], shape: tuple[int, ...]
     ) -> Float[Array, "batch {shape[0]} {shape[1]} {self.features}"]:
-        """Returns the encoding; only the shape matters, positions count from the top left.
+        """Returns the encoding of each pixel, which depends only on its row and column.
+
+        Args:
+          size: Valid height and width of the feature map; only the number of images is used.
+          shape: Padded height and width of the feature map.
 
         Raises:
-          ValueError: the feature map is larger than the tables.
+          UserError: The feature map has more than `length` rows or columns.
         """
         if max(shape) > self.length:
-            raise ValueError(
-                f"learned position encodings cover {self.length} rows and columns, this feature map has "
-                f"{shape[0]}x{shape[1]}: use smaller images or position='sine'"
+            raise UserError(
+                f"learned position encodings cover {self.length} rows and columns, but the feature map has "
+                f"{shape[0]}x{shape[1]}: use smaller images or model.position='sine'"
             )
         table = (self.length, self.features // 2)
         rows = self.param("rows", initializers.uniform_unit, table)

@@ -1,5 +1,10 @@
-"""Masked multi-head attention, and the encoder and decoder made of it (original: models/transformer.py)."""
+"""Transformer encoder and decoder with masked multi-head attention (original: models/transformer.py).
 
+Eqs. 2 and 3 are those of "Research on Panoptic Segmentation Algorithm Based on Transformer". The architecture
+is that of DETR, https://arxiv.org/abs/2005.12872.
+"""
+
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,33 +18,30 @@ from detr_jax.models.layers import Dropout
 from detr_jax.ops.elementwise import relu, scale_kept
 
 Tokens = Float[Array, "batch tokens features"]
-
-
 Queries = Float[Array, "batch queries features"]
-
-
 PaddingMask = Bool[Array, "batch tokens"]
 
 
-def _dense(
-    features: int, dtype: DTypeLike, name: str, init=initializers.xavier_uniform, **options
-) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name, **options)
-
-
 class MultiHeadAttention(nn.Module):
-    """Eqs. 2 and 3, divided by sqrt(d / heads) as the published models do.
+    """Multi-head attention, Eqs. 2 and 3.
+
+    With queries Q, keys K and values V, projected to d / h channels for each of h heads:
+
+        Attention(Q, K, V) = softmax(Q K^T / sqrt(d / h)) V
+        MHA = concat(Attention of each head) W_out
+
+    Eq. 3 divides by sqrt(d); the published models divide by sqrt(d / h).
 
     Attributes:
-      num_heads: number of heads; must divide the features.
-      dropout: rate on the attention weights.
-      dtype: of the products; the softmax is float32.
-      bias_init: of the output's bias.
+      num_heads: Number of heads h; must divide the number of features d.
+      dropout: Dropout rate of the attention weights.
+      dtype: Dtype of the matrix products; the softmax is computed in float32.
+      bias_init: Initializer of the bias of the output projection.
     """
 
     num_heads: int
-    dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
+    dropout: float
+    dtype: DTypeLike
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
@@ -48,70 +50,85 @@ class MultiHeadAttention(nn.Module):
         queries: Float[Array, "batch queries features"],
         keys: Float[Array, "batch tokens features"],
         values: Float[Array, "batch tokens features"],
-        padding_mask: Bool[Array, "batch tokens"] | None = None,
-        deterministic: bool = True,
+        padding_mask: Bool[Array, "batch tokens"] | None,
+        deterministic: bool,
     ) -> Float[Array, "batch queries features"]:
-        """Attends from each query to the keys that are not padding (True in the mask)."""
-        features = queries.shape[-1]
-        init = initializers.xavier_uniform_third
+        """Attends from each query to all keys that are not padding.
 
-        # Heads before tokens: matrix products of the last two axes, several times faster on a CPU.
+        Args:
+          queries: Inputs of the query projection.
+          keys: Inputs of the key projection.
+          values: Inputs of the value projection.
+          padding_mask: True where a key is padding; None if no key is.
+          deterministic: Whether dropout is disabled.
+        """
+        features = queries.shape[-1]
+        dense = functools.partial(nn.Dense, features, dtype=self.dtype)
+
+        # Heads come before tokens, so that attention is a matrix product of the last two axes.
         def project(x: Tokens, name: str) -> Float[Array, "batch heads tokens channels"]:
-            projected = _dense(features, self.dtype, name, init)(x)
-            return projected.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+            projected = dense(kernel_init=initializers.xavier_uniform_third, name=name)(x)
+            projected = projected.reshape(
+                *x.shape[:2], self.num_heads, -1
+            )  # (batch, tokens, heads, channels)
+            return projected.swapaxes(1, 2)  # (batch, heads, tokens, channels)
 
         query, key, value = project(queries, "query"), project(keys, "key"), project(values, "value")
         query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
         shape = (len(queries), self.num_heads, queries.shape[1], keys.shape[1])
         keep, scale = Dropout(self.dropout).draw(shape, deterministic)
 
-        # Computed again for gradients: far larger than what it is computed from.
+        # Recomputed for gradients, because the attention weights are far larger than query, key and value.
         @jax.checkpoint
         def attend(query: Array, key: Array, value: Array) -> Array:
-            scores = (query @ key.swapaxes(2, 3)).astype(jnp.float32)
+            scores = (query @ key.swapaxes(2, 3)).astype(jnp.float32)  # (batch, heads, queries, tokens)
             if padding_mask is not None:
                 scores = jnp.where(padding_mask[:, None, None], -jnp.inf, scores)
             weights = jax.nn.softmax(scores)
             weights = weights if keep is None else scale_kept(weights, keep, scale)
-            return weights.astype(self.dtype) @ value
+            return weights.astype(self.dtype) @ value  # (batch, heads, queries, channels)
 
-        attended = attend(query, key, value).swapaxes(1, 2)
-        return _dense(features, self.dtype, "out", bias_init=self.bias_init)(attended.reshape(queries.shape))
+        attended = attend(query, key, value).swapaxes(1, 2)  # (batch, queries, heads, channels)
+        attended = attended.reshape(queries.shape)
+        out = dense(kernel_init=initializers.xavier_uniform, bias_init=self.bias_init, name="out")
+        return out(attended)
 
 
-class _Layer(nn.Module):
-    """What encoder and decoder layers share: dropout, residual sums with norms behind, feed-forward.
+class TransformerLayer(nn.Module):
+    """Parts that encoder and decoder layers share.
 
     Attributes:
-      num_heads: of every attention.
-      feedforward_dim: hidden features of the feed-forward network.
-      dropout: rate, everywhere.
-      dtype: of the products; norms are float32.
+      num_heads: Number of attention heads.
+      feedforward_dim: Number of hidden features of the feed-forward network.
+      dropout: Dropout rate of attention weights, feed-forward networks and residual branches.
+      dtype: Dtype of the matrix products; norms are computed in float32.
     """
 
     num_heads: int
     feedforward_dim: int
-    dropout: float = 0.1
-    dtype: DTypeLike = jnp.float32
+    dropout: float
+    dtype: DTypeLike
 
     def add_and_norm(self, x: Tokens, update: Tokens, name: str, deterministic: bool) -> Tokens:
-        """Layer norm of the residual sum."""
+        """Adds a residual branch after dropout and applies layer norm."""
         update = Dropout(self.dropout)(update, deterministic)
-        return nn.LayerNorm(epsilon=1e-5, name=name)((x + update).astype(jnp.float32)).astype(self.dtype)
+        norm = nn.LayerNorm(epsilon=1e-5, name=name)
+        return norm((x + update).astype(jnp.float32)).astype(self.dtype)
 
     def feedforward(self, x: Tokens, deterministic: bool) -> Tokens:
-        """FC-ReLU-Dropout-FC."""
-        hidden = relu(_dense(self.feedforward_dim, self.dtype, "linear1")(x))
+        """Applies linear layer, ReLU, dropout and linear layer."""
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=initializers.xavier_uniform)
+        hidden = relu(dense(self.feedforward_dim, name="linear1")(x))
         hidden = Dropout(self.dropout)(hidden, deterministic)
-        return _dense(x.shape[-1], self.dtype, "linear2")(hidden)
+        return dense(x.shape[-1], name="linear2")(hidden)
 
     def attention(self, name: str, **options: Any) -> MultiHeadAttention:
-        """An attention of this layer."""
+        """Creates an attention module of this layer."""
         return MultiHeadAttention(self.num_heads, self.dropout, self.dtype, name=name, **options)
 
 
-class EncoderLayer(_Layer):
-    """Self-attention and feed-forward, each followed by its norm."""
+class EncoderLayer(TransformerLayer):
+    """Self-attention and feed-forward network, each followed by a layer norm."""
 
     @nn.compact
     def __call__(
@@ -119,24 +136,26 @@ class EncoderLayer(_Layer):
         tokens: Float[Array, "batch tokens features"],
         position: Float[Array, "batch tokens features"],
         padding_mask: Bool[Array, "batch tokens"],
-        deterministic: bool = True,
+        deterministic: bool,
     ) -> Float[Array, "batch tokens features"]:
-        """Positions are added to queries and keys, never to values."""
-        placed = tokens + position
-        update = self.attention("self_attention")(placed, placed, tokens, padding_mask, deterministic)
+        """Applies the layer. The position encoding is added to queries and keys, not to values."""
+        with_position = tokens + position
+        attention = self.attention("self_attention")
+        update = attention(with_position, with_position, tokens, padding_mask, deterministic)
         tokens = self.add_and_norm(tokens, update, "norm1", deterministic)
         return self.add_and_norm(tokens, self.feedforward(tokens, deterministic), "norm2", deterministic)
 
 
-class DecoderLayer(_Layer):
-    """Self-attention of the queries, attention to the memory, feed-forward.
+class DecoderLayer(TransformerLayer):
+    """Self-attention of the queries, cross-attention to the memory and feed-forward network.
 
     Attributes:
-      is_first: whether the content coming in is zero. The norm behind the self-attention then sees nothing
-        but a bias, and would multiply its gradient by hundreds if that started at zero, too.
+      is_first: Whether this is the first layer, whose content is zero. The layer norm after its
+        self-attention then normalizes nothing but the output bias. Initialized to zero, this bias would
+        multiply its gradient by hundreds, so the first layer initializes it randomly.
     """
 
-    is_first: bool = False
+    is_first: bool
 
     @nn.compact
     def __call__(
@@ -146,17 +165,25 @@ class DecoderLayer(_Layer):
         memory: Float[Array, "batch tokens features"],
         position: Float[Array, "batch tokens features"],
         padding_mask: Bool[Array, "batch tokens"],
-        deterministic: bool = True,
+        deterministic: bool,
     ) -> Float[Array, "batch queries features"]:
-        """Query positions are added to queries and keys of the self-attention and to cross queries."""
-        placed = content + query_position
+        """Applies the layer. Encodings are added to the queries and keys of both attentions, not to values.
+
+        Args:
+          content: Output of the previous layer, zero for the first.
+          query_position: Object queries, the learned encodings of `content`.
+          memory: Output of the encoder.
+          position: Position encoding of `memory`.
+          padding_mask: True where a token of `memory` is padding.
+          deterministic: Whether dropout is disabled.
+        """
+        with_position = content + query_position
         bias_init = initializers.embedding if self.is_first else nn.initializers.zeros
         attention = self.attention("self_attention", bias_init=bias_init)
-        update = attention(placed, placed, content, None, deterministic)
+        update = attention(with_position, with_position, content, None, deterministic)
         content = self.add_and_norm(content, update, "norm1", deterministic)
-        update = self.attention("cross_attention")(
-            content + query_position, memory + position, memory, padding_mask, deterministic
-        )
+        attention = self.attention("cross_attention")
+        update = attention(content + query_position, memory + position, memory, padding_mask, deterministic)
         content = self.add_and_norm(content, update, "norm2", deterministic)
         return self.add_and_norm(content, self.feedforward(content, deterministic), "norm3", deterministic)
 
@@ -165,22 +192,22 @@ class Transformer(nn.Module):
     """Encoder and decoder.
 
     Attributes:
-      num_heads: heads of every attention.
-      num_encoder_layers: layers of the encoder.
-      num_decoder_layers: layers of the decoder.
-      feedforward_dim: hidden features of the feed-forward networks.
-      dropout: rate, everywhere.
-      dtype: of the products; softmax and norms are float32.
-      remat: compute layers again for gradients instead of keeping what is inside them.
+      num_heads: Number of heads of each attention.
+      num_encoder_layers: Number of encoder layers.
+      num_decoder_layers: Number of decoder layers.
+      feedforward_dim: Number of hidden features of the feed-forward networks.
+      dropout: Dropout rate of attention weights, feed-forward networks and residual branches.
+      dtype: Dtype of the matrix products; softmax and norms are computed in float32.
+      remat: Whether gradients recompute the activations inside each layer instead of storing them.
     """
 
-    num_heads: int = 8
-    num_encoder_layers: int = 6
-    num_decoder_layers: int = 6
-    feedforward_dim: int = 2048
-    dropout: float = 0.1
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    num_heads: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    feedforward_dim: int
+    dropout: float
+    dtype: DTypeLike
+    remat: bool
 
     @nn.compact
     def __call__(
@@ -189,11 +216,22 @@ class Transformer(nn.Module):
         position: Float[Array, "batch tokens features"],
         padding_mask: Bool[Array, "batch tokens"],
         query_position: Float[Array, "queries features"],
-        deterministic: bool = True,
+        deterministic: bool,
     ) -> tuple[Float[Array, "layers batch queries features"], Float[Array, "batch tokens features"]]:
-        """Returns the queries after every decoder layer (normalised), and the memory."""
+        """Encodes the tokens of each image and decodes the object queries.
+
+        Args:
+          tokens: Flattened feature map of each image.
+          position: Position encoding of each token.
+          padding_mask: True where a token is padding.
+          query_position: Object queries.
+          deterministic: Whether dropout is disabled.
+
+        Returns:
+          The normalized output of every decoder layer, and the memory, which is the output of the encoder.
+        """
         options = (self.num_heads, self.feedforward_dim, self.dropout, self.dtype)
-        # The last argument of a layer, `deterministic`, decides what is computed.
+        # `deterministic`, the last argument of a layer, is static. Argument 0 is the module.
         make_encoder = nn.remat(EncoderLayer, static_argnums=(4,)) if self.remat else EncoderLayer
         make_decoder = nn.remat(DecoderLayer, static_argnums=(6,)) if self.remat else DecoderLayer
         memory, position = tokens.astype(self.dtype), position.astype(self.dtype)

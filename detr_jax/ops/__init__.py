@@ -1,1 +1,1 @@
-"""Functions of arrays, without parameters; they import nothing else of the package."""
+"""Array functions without parameters, independent of the rest of the package."""

@@ -1,27 +1,24 @@
-"""Convolutions and pooling, with gradients that are fast on CPUs."""
+"""Convolutions and pooling in formulations that are fast on CPUs.
+
+XLA has few specialised CPU kernels. Each function here computes the same as a single XLA operation, in a form
+that XLA runs faster. `benchmarks/speed/convolutions.py` compares all of them with the plain operation.
+"""
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from detr_jax.ops.padding import ceil_div
 
-def convolve(
-    x: Float[Array, "batch height width channels"],
-    kernel: Float[Array, "rows columns channels features"],
-    stride: int = 1,
-    dilation: int = 1,
-) -> Float[Array, "batch new_height new_width features"]:
-    """Convolution with PyTorch's symmetric padding of `dilation * (kernel // 2)`.
 
-    A 1x1 kernel is a matrix product, which XLA runs three times faster that way on a CPU.
-    """
-    if kernel.shape[:2] == (1, 1):
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
-    padding = [(dilation * (length // 2),) * 2 for length in kernel.shape[:2]]
+def _convolution(
+    x: Array, kernel: Array, padding: Sequence[tuple[int, int]], stride: int = 1, dilation: int = 1
+) -> Array:
+    """XLA's own convolution of NHWC maps; `padding` is the number of zeros before and after each axis."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -32,69 +29,88 @@ def convolve(
     )
 
 
+def convolve(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "rows columns channels features"],
+    stride: int = 1,
+    dilation: int = 1,
+) -> Float[Array, "batch new_height new_width features"]:
+    """Convolution with PyTorch's symmetric padding of `dilation * (kernel_size // 2)`.
+
+    A 1x1 convolution is computed as a matrix product.
+    """
+    if kernel.shape[:2] == (1, 1):
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
+    padding = [(dilation * (length // 2),) * 2 for length in kernel.shape[:2]]
+    return _convolution(x, kernel, padding, stride, dilation)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve_windows(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "rows columns channels features"],
     padding: tuple[int, int],
 ) -> Float[Array, "batch new_height new_width features"]:
-    """Convolution of stride 1 with `padding` zeros before and behind each axis.
+    """Convolution of stride 1 with `padding` zeros on both sides of each axis.
 
-    Its gradients are formulated twice, for CPUs and for devices that have libraries for them.
+    On CPUs its gradients are computed by `_gradients_by_taps`, on other devices by XLA's own convolutions.
     """
-    return _plain_convolution(padding, x, kernel)
+    return _padded_convolution(padding, x, kernel)
 
 
-def _plain_convolution(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        [(length, length) for length in padding],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+def _padded_convolution(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
+    return _convolution(x, kernel, [(length, length) for length in padding])
 
 
-def _convolve_windows_forward(x: Array, kernel: Array, padding: tuple[int, int]) -> tuple[Array, Any]:
+def _convolve_windows_forward(
+    x: Array, kernel: Array, padding: tuple[int, int]
+) -> tuple[Array, tuple[Array, Array]]:
     return convolve_windows(x, kernel, padding), (x, kernel)
 
 
 def _convolve_windows_backward(
     padding: tuple[int, int], residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
-    def by_xla(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-        _, vjp = jax.vjp(functools.partial(_plain_convolution, padding), x, kernel)
-        return vjp(gradient)
-
     by_taps = functools.partial(_gradients_by_taps, padding)
+    by_xla = functools.partial(_gradients_by_xla, padding)
     return jax.lax.platform_dependent(*residuals, gradient, cpu=by_taps, default=by_xla)
+
+
+def _gradients_by_xla(
+    padding: tuple[int, int], x: Array, kernel: Array, gradient: Array
+) -> tuple[Array, Array]:
+    _, vjp = jax.vjp(functools.partial(_padded_convolution, padding), x, kernel)
+    return vjp(gradient)
 
 
 def _gradients_by_taps(
     padding: tuple[int, int], x: Array, kernel: Array, gradient: Array
 ) -> tuple[Array, Array]:
-    """Gradients of x and of the kernel, the latter by a matrix product for every tap.
+    """Returns the gradients of a convolution with respect to its input and its kernel.
 
-    XLA would make that a convolution with a kernel as large as the map, which takes a CPU up to a hundred
-    times longer where maps are many.
+    Each tap of the kernel gets its gradient from one matrix product. XLA would compute them all as a
+    convolution whose kernel is as large as the map.
+
+    The gradient of the input is a convolution with the flipped kernel. It is computed with one more pixel of
+    padding than necessary on each side, and then cropped: XLA is slow on CPUs if a convolution has no
+    padding, as happens for windows of 2x2 pixels.
     """
     rows, columns, channels, features = kernel.shape
     height, width = gradient.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
-    flat_gradient = gradient.reshape(-1, features)
+    flat_gradient = gradient.reshape(-1, features)  # (batch * height * width, features)
 
-    def tap(i: int, j: int) -> Float[Array, "channels features"]:
+    def tap_gradient(i: int, j: int) -> Float[Array, "channels features"]:
         window = padded[:, i : i + height, j : j + width].reshape(-1, channels)
         return jnp.matmul(window.T, flat_gradient, preferred_element_type=jnp.float32)
 
-    taps = jnp.stack([tap(i, j) for i in range(rows) for j in range(columns)])
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    # One pixel more on all sides, cut off again: XLA's convolution on CPUs takes up to eight times longer
-    # where nothing is padded.
-    around = rows - padding[0], columns - padding[1]
-    wide = _plain_convolution(around, gradient, turned)
+    taps = jnp.stack([tap_gradient(i, j) for i in range(rows) for j in range(columns)])
+    kernel_gradient = taps.reshape(kernel.shape).astype(kernel.dtype)
+
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    wide = _padded_convolution((rows - padding[0], columns - padding[1]), gradient, flipped)
     x_gradient = wide[:, 1 : 1 + x.shape[1], 1 : 1 + x.shape[2]]
-    return x_gradient, taps.reshape(kernel.shape).astype(kernel.dtype)
+    return x_gradient, kernel_gradient
 
 
 convolve_windows.defvjp(_convolve_windows_forward, _convolve_windows_backward)
@@ -103,44 +119,47 @@ convolve_windows.defvjp(_convolve_windows_forward, _convolve_windows_backward)
 def convolve_stem(
     x: Float[Array, "batch height width channels"], kernel: Float[Array, "7 7 channels features"]
 ) -> Float[Array, "batch half_height half_width features"]:
-    """Convolution of stride 2, as one of stride 1 over squares of 2x2 pixels with four times the channels.
+    """ResNet's first convolution, 7x7 with stride 2, as a 4x4 convolution with stride 1.
 
-    Three channels are too few to be fast: this way, a batch of small images takes a CPU a tenth of the time.
+    Each square of 2x2 pixels becomes one pixel with four times the channels, since three channels are too few
+    for XLA to use the CPU well.
     """
     batch, height, width, channels = x.shape
+    features = kernel.shape[3]
     x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
     half_height, half_width = x.shape[1] // 2, x.shape[2] // 2
-    squares = x.reshape(batch, half_height, 2, half_width, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    # A zero tap before the seven makes four pairs; a square then reads two before it and one behind.
-    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1)
-    return jax.lax.conv_general_dilated(
-        squares.reshape(batch, half_height, half_width, -1),
-        kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * channels, -1),
-        (1, 1),
-        ((2, 1), (2, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    x = x.reshape(batch, half_height, 2, half_width, 2, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # (batch, half_height, half_width, 2, 2, channels)
+    x = x.reshape(batch, half_height, half_width, 4 * channels)
+    # A zero tap in front of the seven makes four pairs: an output reads two squares before its own and one
+    # after.
+    kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))  # (8, 8, channels, features)
+    kernel = kernel.reshape(4, 2, 4, 2, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5)  # (4, 4, 2, 2, channels, features)
+    kernel = kernel.reshape(4, 4, 4 * channels, features)
+    return _convolution(x, kernel, ((2, 1), (2, 1)))
 
 
 @jax.custom_vjp
 def max_pool(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch half_height half_width channels"]:
-    """The largest of 3x3 at every second pixel, of maps that are nowhere negative.
+    """3x3 max pooling with stride 2 and padding 1 of maps that are nowhere negative.
 
-    Its gradient is that of comparing shifted maps: XLA's own takes a CPU three to eight times longer. Both
-    agree unless two pixels of a window are equal and largest; then this one divides the gradient among them.
+    The gradient is that of the maximum of shifted maps. It equals XLA's unless two pixels of a window share
+    the maximum; the gradient is then divided among them.
     """
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 def _max_pool_by_shifts(x: Float[Array, "batch _ _ channels"]) -> Float[Array, "batch _ _ channels"]:
+    """Max pooling as the maximum of three strided slices, first along the rows and then along the columns."""
     for axis in (1, 2):
         length = x.shape[axis]
         padding = [(0, 0)] * 4
         padding[axis] = (1, length % 2)
         padded = jnp.pad(x, padding)
-        span = 2 * -(-length // 2) - 1
+        span = 2 * ceil_div(length, 2) - 1
         first, second, third = (
             jax.lax.slice_in_dim(padded, start, start + span, 2, axis) for start in range(3)
         )

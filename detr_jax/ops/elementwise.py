@@ -1,7 +1,7 @@
-"""Elementwise functions whose gradients keep little in memory.
+"""Elementwise functions whose gradients need little memory.
 
-JAX's own keep masks as large as their input, and zeros that are written out where a gradient crosses from one
-compiled program to another.
+JAX's own gradients keep masks as large as the input. They also keep arrays of zeros, which are written to
+memory if a gradient crosses from one compiled program to another.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 @jax.custom_vjp
 def relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """max(x, 0); its gradient reads the result, which the next layer keeps anyway."""
+    """Returns max(x, 0). The gradient reads only the result, which the next layer keeps anyway."""
     return jnp.maximum(x, 0)
 
 
@@ -33,7 +33,7 @@ relu.defvjp(_relu_forward, _relu_backward)
 def relu_inside(
     x: Float[Array, "batch height width channels"], mask: Bool[Array, "batch height width"]
 ) -> Float[Array, "batch height width channels"]:
-    """`relu`, and zero outside the mask."""
+    """Returns max(x, 0) inside the mask and 0 outside."""
     return jnp.where(mask[..., None], jnp.maximum(x, 0), 0)
 
 
@@ -53,7 +53,7 @@ relu_inside.defvjp(_relu_inside_forward, _relu_inside_backward)
 def scale_kept(
     x: Float[Array, "*shape"], keep: Bool[Array, "*shape"], scale: float
 ) -> Float[Array, "*shape"]:
-    """`x * scale` where it is kept, else zero."""
+    """Returns `x * scale` where `keep` is True and 0 elsewhere."""
     return jnp.where(keep, x * scale, 0)
 
 

@@ -1,30 +1,30 @@
-"""Lists of (image, query) pairs for the mask head, in a few static lengths."""
+"""Lists of the (image, query) pairs for which the mask head predicts masks.
+
+Lists are padded to a few static lengths, so that only a few programs are compiled.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-# Pairs per image; 100 is every query of the published models.
-LENGTHS = (8, 16, 32, 64, 100)
 
-
-def padded_length(needed: int, images: int, lengths: Sequence[int] = LENGTHS) -> int:
-    """The smallest static list that holds what is needed.
+def padded_length(needed: int, images: int, lengths: Sequence[int]) -> int:
+    """Returns the smallest static length that is at least `needed`.
 
     Args:
-      needed: number of pairs.
-      images: that the list is for.
-      lengths: static numbers of pairs per image; beyond the largest, a list is as long as needed.
+      needed: Number of pairs.
+      images: Number of images in the batch.
+      lengths: Static numbers of pairs per image. If even the largest is too small, the result is `needed`.
     """
     return next((length * images for length in sorted(lengths) if length * images >= needed), needed)
 
 
 def pairs_of_assignment(assignment: Int32[np.ndarray, "batch targets"]) -> Int32[np.ndarray, "pairs 3"]:
-    """(image, query, target) of every match.
+    """Returns (image, query, target) of every matched target, image by image.
 
     Args:
-      assignment: query of each target, -1 for none.
+      assignment: Query matched to each target, -1 where there is none.
     """
     image, target = np.nonzero(assignment >= 0)
     return np.stack([image, assignment[image, target], target], axis=1).astype(np.int32)
@@ -33,12 +33,12 @@ def pairs_of_assignment(assignment: Int32[np.ndarray, "batch targets"]) -> Int32
 def sample_pairs(
     pairs: Int32[np.ndarray, "pairs 3"], per_image: int, seeds: Sequence[Sequence[int]]
 ) -> Int32[np.ndarray, "sampled 3"]:
-    """At most so many pairs of every image, each as likely as the others, in their order.
+    """Returns a uniform random subset of at most `per_image` pairs per image, in order.
 
     Args:
-      pairs: image, query, target.
-      per_image: the most of one image; 0 for all.
-      seeds: for every image, so that its choice does not depend on the others.
+      pairs: Image, query and target of each pair.
+      per_image: Maximum number of pairs per image; 0 keeps all.
+      seeds: Random seed of each image. The sample of an image does not depend on the rest of the batch.
     """
     if not per_image or not len(pairs):
         return pairs
@@ -50,14 +50,18 @@ def sample_pairs(
 
 
 def query_pairs(queries: Sequence[Int[np.ndarray, " _"]]) -> Int32[np.ndarray, "pairs 2"]:
-    """(image, query) of chosen queries, image by image."""
-    image = np.repeat(np.arange(len(queries)), [len(chosen) for chosen in queries])
+    """Returns (image, query) of the selected queries, image by image.
+
+    Args:
+      queries: Indices of the selected queries of each image.
+    """
+    image = np.repeat(np.arange(len(queries)), [len(selected) for selected in queries])
     return np.stack([image, np.concatenate(queries)], axis=1).astype(np.int32)
 
 
 def pad_pairs(
     pairs: Int32[np.ndarray, "pairs columns"], length: int
 ) -> Int32[np.ndarray, "{length} columns"]:
-    """Pads a list with the first query of the first image, and no target (-1)."""
+    """Pads a list of pairs to `length` with image 0, query 0 and, where there is one, target -1."""
     padding = np.array([0, 0, -1], np.int32)[: pairs.shape[1]]
     return np.concatenate([pairs, np.tile(padding, (length - len(pairs), 1))])

@@ -1,4 +1,4 @@
-"""Resizing on the device, with sizes known only at run time."""
+"""Bilinear resizing on the device of padded maps whose valid sizes are known only at run time."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,16 @@ from jaxtyping import Array, Float, Int, Shaped
 def bilinear_weights(
     from_size: Int[Array, " batch"], to_size: Int[Array, " batch"], from_length: int, to_length: int
 ) -> Float[Array, "batch {to_length} {from_length}"]:
-    """Interpolation weights of one axis, half-pixel centres, for valid lengths inside padded ones.
+    """Returns the matrix that interpolates along one axis, with half-pixel centers.
 
-    Row i holds the (at most two) weights with which source pixels make target pixel i. It reads only the
-    first `from_size` pixels; rows from `to_size` on are zero.
+    Row `i` holds the weights, at most two of them nonzero, of the source pixels that make up target pixel
+    `i`. Columns from `from_size` on and rows from `to_size` on are zero.
+
+    Args:
+      from_size: Valid length of each source.
+      to_size: Valid length of each target.
+      from_length: Padded length of the sources.
+      to_length: Padded length of the targets.
     """
     target = jnp.arange(to_length, dtype=jnp.float32)
     source = jnp.arange(from_length, dtype=jnp.float32)
@@ -27,28 +33,30 @@ def resize_bilinear(
     from_size: Int[Array, "maps 2"],
     to_size: Int[Array, "maps 2"],
     shape: tuple[int, ...],
-    every: int = 1,
+    pixel_stride: int = 1,
 ) -> Float[Array, "maps height width"]:
-    """Resizes the valid part of every map to the valid part of a canvas of a static shape.
+    """Resizes the valid part of each map and pads the result with zeros to a static shape.
 
-    The same as `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` of the valid part
-    alone; two matrix products, because gathers are slow on accelerators.
+    Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` on the valid part.
+    Computed as two matrix products, since gathers are slow on accelerators.
 
     Args:
-      maps: padded maps; what lies outside `from_size` is not read as long as it is finite.
-      from_size: valid height and width of each map.
-      to_size: height and width each valid part is resized to.
-      shape: height and width of the canvas; zero outside `to_size`.
-      every: k to compute only every k-th row and column, those of `thin`.
+      maps: Padded maps. Values outside `from_size` must be finite and do not affect the result.
+      from_size: Valid height and width of each map.
+      to_size: Height and width of each resized map.
+      shape: Padded height and width of the resized maps.
+      pixel_stride: Compute only every `pixel_stride`-th row and column, those that `subsample` selects.
     """
     rows = bilinear_weights(from_size[:, 0], to_size[:, 0], maps.shape[1], shape[0])
     columns = bilinear_weights(from_size[:, 1], to_size[:, 1], maps.shape[2], shape[1])
-    rows, columns = rows[:, every // 2 :: every], columns[:, every // 2 :: every]
+    start = pixel_stride // 2
+    rows, columns = rows[:, start::pixel_stride], columns[:, start::pixel_stride]
     precision = jax.lax.Precision.HIGHEST
     maps = jnp.einsum("nHh,nhw->nHw", rows, maps.astype(jnp.float32), precision=precision)
     return jnp.einsum("nHw,nWw->nHW", maps, columns, precision=precision)
 
 
-def thin(maps: Shaped[Array, "maps height width"], every: int) -> Shaped[Array, "maps _ _"]:
-    """Every k-th row and column, from the middle of the first k on."""
-    return maps[:, every // 2 :: every, every // 2 :: every]
+def subsample(maps: Shaped[Array, "maps height width"], pixel_stride: int) -> Shaped[Array, "maps _ _"]:
+    """Selects every `pixel_stride`-th row and column, starting from the middle of the first stride."""
+    start = pixel_stride // 2
+    return maps[:, start::pixel_stride, start::pixel_stride]

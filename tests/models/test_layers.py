@@ -3,54 +3,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detr_jax.models.layers import GroupNorm
-from detr_jax.ops.convolution import convolve, convolve_windows
+from detr_jax.models.layers import Conv, Dropout, GroupNorm
 from detr_jax.ops.padding import valid_mask
 
 
-def test_valid_mask_rounds_up():
-    mask = np.asarray(valid_mask(jnp.array([[5, 9]]), (4, 4), 4))[0]
-    assert mask.sum() == 2 * 3
-    assert mask[:2, :3].all()
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate):
+    module, ones = Dropout(rate), jnp.ones((333, 301))
+    dropped = np.asarray(module.apply({}, ones, False, rngs={"dropout": jax.random.key(0)}))
+    assert (dropped == 0).mean() == pytest.approx(rate, abs=0.004)
+    assert dropped.mean() == pytest.approx(1.0, abs=0.005)
+    neighbours = np.corrcoef(dropped[:, :-1].ravel(), dropped[:, 1:].ravel())[0, 1]
+    assert abs(neighbours) < 0.02  # although four elements share a random word
+    other = module.apply({}, ones, False, rngs={"dropout": jax.random.key(1)})
+    assert (np.asarray(other) != dropped).mean() > rate * (1 - rate)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [1, 3, 7])
-def test_convolve_equals_pytorch(kernel_size, stride):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 13, 18, 4)).astype(np.float32)
-    kernel = rng.standard_normal((kernel_size, kernel_size, 4, 6)).astype(np.float32)
-    expected = torch.nn.functional.conv2d(
-        torch.from_numpy(x.transpose(0, 3, 1, 2)),
-        torch.from_numpy(kernel.transpose(3, 2, 0, 1).copy()),
-        stride=stride,
-        padding=kernel_size // 2,
-    )
-    result = convolve(jnp.asarray(x), jnp.asarray(kernel), stride)
-    np.testing.assert_allclose(result, expected.numpy().transpose(0, 2, 3, 1), atol=1e-4)
+def test_dropout_is_the_identity_if_deterministic_or_if_the_rate_is_zero():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
+    np.testing.assert_array_equal(Dropout(0.5).apply({}, x, True), x)
+    np.testing.assert_array_equal(Dropout(0.0).apply({}, x, False), x)
 
 
-@pytest.mark.parametrize(("kernel_size", "padding"), [((3, 3), (1, 1)), ((2, 2), (1, 1)), ((1, 2), (0, 1))])
-def test_convolve_windows_has_the_gradients_of_a_convolution(kernel_size, padding):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((3, 9, 8, 4)).astype(np.float32))
-    kernel = jnp.asarray(rng.standard_normal((*kernel_size, 4, 6)).astype(np.float32))
-
-    def plain(x, kernel):
-        layout = ("NHWC", "HWIO", "NHWC")
-        around = [(length, length) for length in padding]
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), around, dimension_numbers=layout)
-
-    expected, pull = jax.vjp(plain, x, kernel)
-    result, our_pull = jax.vjp(lambda x, kernel: convolve_windows(x, kernel, padding), x, kernel)
-    np.testing.assert_array_equal(result, expected)
-    gradient = jnp.asarray(rng.standard_normal(result.shape).astype(np.float32))
-    for ours, theirs in zip(our_pull(gradient), pull(gradient), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+def test_conv_is_a_linear_layer_at_each_pixel():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32))
+    module = Conv(6, jnp.float32)
+    params = module.init(jax.random.key(0), x)["params"]
+    params["bias"] = jnp.arange(6.0)
+    expected = np.asarray(x) @ np.asarray(params["kernel"])[0, 0] + np.arange(6)
+    np.testing.assert_allclose(module.apply({"params": params}, x), expected, atol=1e-5)
 
 
-def test_group_norm_reads_valid_pixels_only():
+def test_group_norm_normalizes_over_valid_pixels_only():
     module, rng = GroupNorm(groups=4), np.random.default_rng(0)
     x = (5 + 3 * rng.standard_normal((1, 6, 7, 16))).astype(np.float32)
     params = module.init(jax.random.key(0), jnp.asarray(x), jnp.ones((1, 6, 7), bool))
