@@ -39,8 +39,8 @@ def vote_until_stable(
       column_repeats: Number of columns at the original size that each canvas column is resized to.
 
     Returns:
-      The segment of each canvas pixel, numbered from 1 per image, 0 is void; the area of each pair's segment
-      in pixels at the original size; and whether each pair has a segment.
+      The segment of each valid canvas pixel, numbered from 1 per image, 0 is void; the area of each pair's
+      segment in pixels at the original size; and whether each pair has a segment.
     """
     void = len(image)
     weights = row_repeats[:, :, None] * column_repeats[:, None, :]

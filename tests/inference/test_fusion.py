@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -5,18 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from random_batches import FOUR, RULES, fuse_random_images, random_image
 
-from detr_jax.data import panoptic
+from detr_jax.config import default_config
 from detr_jax.data.example import Category
-from detr_jax.data.panoptic import PanopticSegmentation
-from detr_jax.evaluation.panoptic_quality import PanopticQuality
-from detr_jax.inference import fusion
-from detr_jax.inference.fusion import Survivors
+from detr_jax.data.segment_maps import ids_from_png
+from detr_jax.errors import UserError
+from detr_jax.inference.fusion import FusionRules, Survivors, fuse, nearest_indices, surviving_queries
+from detr_jax.ops.padding import ceil_div
 from detr_jax.ops.resize import resize_bilinear
 
 DATA = Path(__file__).parents[1] / "reference"
 EVERY_ID = tuple(Category(i, f"class {i}", i <= 90, (i, 255 - i, 2 * i % 256)) for i in range(1, 201))
-FOUR = tuple(Category(i, f"class {i}", i <= 2, (60 * i, 90, 90)) for i in (1, 2, 3, 4))
 
 
 def read(name):
@@ -24,15 +25,23 @@ def read(name):
         return {key: file[key] for key in file.files}
 
 
+def fuse_image(survivors, mask_logits, processed_size, orig_size, categories, **changes):
+    """The segmentation of a single image, on the host, by `RULES` with some of them changed."""
+    sizes = np.array([processed_size]), np.array([orig_size])
+    rules = dataclasses.replace(RULES, **changes)
+    return fuse([survivors], mask_logits, *sizes, categories, rules)[0].fetch()
+
+
 def segment_reference(reference, pair_padding=0, pixel_padding=(0, 0)):
-    survivors = fusion.surviving_queries(reference["pred_logits"])
+    """The segmentation of reference outputs whose mask logits are followed by noise as padding."""
+    survivors = surviving_queries(reference["pred_logits"], 0.85)
     rng = np.random.default_rng(0)
     masks = reference["pred_masks"][survivors.queries].astype(np.float32)
     pairs, height, width = masks.shape
     shape = pairs + pair_padding, height + pixel_padding[0], width + pixel_padding[1]
     padded = rng.normal(size=shape).astype(np.float32) * 100
     padded[:pairs, :height, :width] = masks
-    return fusion.panoptic_segmentation(
+    return fuse_image(
         survivors,
         jnp.asarray(padded),
         tuple(reference["size"].tolist()),
@@ -42,10 +51,12 @@ def segment_reference(reference, pair_padding=0, pixel_padding=(0, 0)):
 
 
 @pytest.mark.parametrize("name", ["postprocess_a", "postprocess_b"])
-def test_reproduces_the_original_pixel_for_pixel(name):
+def test_equals_the_original_pixel_for_pixel(name):
     reference = read(name)
     result = segment_reference(reference)
-    np.testing.assert_array_equal(result.segment_map, panoptic.ids_from_rgb(reference["panoptic_png"]) + 1)
+    np.testing.assert_array_equal(
+        result.segment_map, ids_from_png(Image.fromarray(reference["panoptic_png"])) + 1
+    )
     expected = [{**info, "id": info["id"] + 1} for info in json.loads(str(reference["segments_info"]))]
     got = [{key: info[key] for key in expected[0]} for info in result.segments_info]
     assert got == expected
@@ -55,7 +66,7 @@ def test_reproduces_the_original_pixel_for_pixel(name):
 @pytest.mark.parametrize(
     "pair_padding, pixel_padding", [(1, (0, 0)), (19, (0, 0)), (0, (4, 9)), (7, (12, 1))]
 )
-def test_padding_changes_nothing(pair_padding, pixel_padding):
+def test_padding_does_not_affect_the_result(pair_padding, pixel_padding):
     reference = read("postprocess_b")
     alone = segment_reference(reference)
     padded = segment_reference(reference, pair_padding, pixel_padding)
@@ -63,18 +74,8 @@ def test_padding_changes_nothing(pair_padding, pixel_padding):
     assert padded.segments_info == alone.segments_info
 
 
-def random_image(rng, pairs, height, width):
-    """Mask logits of few levels, so that there are ties, small segments and empty ones."""
-    size = int(4 * height - rng.integers(4)), int(4 * width - rng.integers(4))
-    orig_size = int(rng.integers(5, 60)), int(rng.integers(5, 60))
-    masks = rng.integers(-3, 3, (pairs, height, width)) + rng.integers(-4, 4, (pairs, 1, 1))
-    classes = rng.integers(1, 5, pairs)
-    survivors = Survivors(np.arange(pairs), classes, rng.uniform(0.85, 1, pairs).astype(np.float32))
-    return survivors, masks.astype(np.float32), size, orig_size
-
-
 def plain_segmentation(survivors, masks, size, orig_size, merge_stuff):
-    """The algorithm step by step: the whole map in every round, resized by Pillow itself."""
+    """The algorithm in plain NumPy: every round computes the whole map, which Pillow resizes."""
     pairs, height, width = masks.shape
     full = np.asarray(
         resize_bilinear(
@@ -108,34 +109,10 @@ def plain_segmentation(survivors, masks, size, orig_size, merge_stuff):
     return segment_map, [(classes[pair], areas[pair]) for pair in visible]
 
 
-def fuse_random_images(seed, merge_stuff="first"):
-    """A batch of images of different sizes, one of them without survivors, in a padded pair list."""
-    rng = np.random.default_rng([3, seed])
-    height, width, capacity = 5, 7, 48
-    images = [
-        random_image(rng, pairs, rng.integers(2, height + 1), rng.integers(2, width + 1))
-        for pairs in (13, 0, 1, 9)
-    ]
-    masks = np.full((capacity, height, width), 1000.0, np.float32)
-    start = 0
-    for _, own, _, _ in images:
-        masks[start : start + len(own), : own.shape[1], : own.shape[2]] = own
-        start += len(own)
-    fused = fusion.fuse(
-        [image[0] for image in images],
-        jnp.asarray(masks),
-        np.array([image[2] for image in images]),
-        np.array([image[3] for image in images]),
-        FOUR,
-        merge_stuff,
-    )
-    return images, fused
-
-
 @pytest.mark.parametrize("merge_stuff", ["first", "always"])
 @pytest.mark.parametrize("seed", range(4))
-def test_equals_the_plain_algorithm_for_a_batch_of_random_images(merge_stuff, seed):
-    images, fused = fuse_random_images(seed, merge_stuff)
+def test_equals_the_plain_algorithm_on_random_batches(merge_stuff, seed):
+    images, fused = fuse_random_images(seed, dataclasses.replace(RULES, merge_stuff=merge_stuff))
     for image, result in zip(images, fused, strict=True):
         segment_map, infos = plain_segmentation(*image, merge_stuff)
         np.testing.assert_array_equal(result.fetch().segment_map, segment_map)
@@ -143,46 +120,16 @@ def test_equals_the_plain_algorithm_for_a_batch_of_random_images(merge_stuff, se
         assert [info["id"] for info in result.segments_info] == list(range(1, len(infos) + 1))
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("count", [3, 70])
-def test_panoptic_quality_counted_on_the_device_is_that_of_the_host_bit_by_bit(count, seed):
-    rng = np.random.default_rng([4, seed])
-    on_host, on_device = PanopticQuality(FOUR), PanopticQuality(FOUR)
-    for image_id, prediction in enumerate(fuse_random_images(seed)[1]):
-        fetched = prediction.fetch()
-        # A disturbed prediction as ground truth, so that some segments match; the last ones are empty.
-        segment_map = (fetched.segment_map % (count - 1)).astype(np.uint8)
-        segment_map[:2] = rng.integers(count - 1)
-        infos = [
-            {"id": i, "category_id": int(rng.integers(1, 5)), "iscrowd": int(i % 5 == 4)}
-            | {"area": int((segment_map == i).sum())}
-            for i in range(1, count + 1)
-        ]
-        for info in fetched.segments_info[: count - 2]:
-            infos[info["id"] - 1]["category_id"] = info["category_id"]
-        truth = PanopticSegmentation(segment_map.astype(np.int32), infos, FOUR)
-        on_host.update(truth, fetched, image_id)
-        table = np.asarray(prediction.overlaps(segment_map, count))
-        on_device.add(table, infos, prediction.segments_info, image_id)
-    np.testing.assert_array_equal(on_device.counts, on_host.counts)
-    assert on_host.counts[:, 1].sum() > 0
-
-
-def test_maps_of_different_size_have_no_overlaps():
-    with pytest.raises(ValueError, match=r"differ in size: \(3, 3\)"):
-        fuse_random_images(0)[1][0].overlaps(np.zeros((3, 3), np.uint8), 1)
-
-
-def test_always_merging_keeps_the_votes_of_later_queries_of_a_stuff_class():
+def test_merging_always_keeps_the_votes_of_later_stuff_queries():
     masks = np.full((3, 4, 8), -5.0, np.float32)
     masks[0, :, :4] = 5  # stuff on the left
     masks[1, :, 4:] = 5  # the same stuff on the right
-    masks[2] = 0  # a thing behind both, visible at the top
+    masks[2] = 0  # a thing behind both, visible in the top row
     masks[2, 0] = 9
     survivors = Survivors(np.arange(3), np.array([3, 3, 1]), np.full(3, 0.9, np.float32))
     arguments = survivors, jnp.asarray(masks), (16, 32), (16, 32), FOUR
-    first = fusion.panoptic_segmentation(*arguments, merge_stuff="first")
-    always = fusion.panoptic_segmentation(*arguments, merge_stuff="always")
+    first = fuse_image(*arguments, merge_stuff="first")
+    always = fuse_image(*arguments, merge_stuff="always")
     assert [info["category_id"] for info in first.segments_info] == [3, 1]
     assert [info["category_id"] for info in always.segments_info] == [3, 1]
     assert set(first.segment_map[8:, 20:].flat) == {2}
@@ -190,11 +137,11 @@ def test_always_merging_keeps_the_votes_of_later_queries_of_a_stuff_class():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_of_queries_with_alike_masks_the_surest_remains(seed):
+def test_drops_the_lower_scoring_of_two_queries_with_similar_masks(seed):
     rng = np.random.default_rng([5, seed])
     survivors, masks, size, orig_size = random_image(rng, 9, 5, 7)
-    masks = masks[rng.integers(0, 5, 9)] + rng.integers(0, 2, masks.shape)  # some are nearly the same
-    height, width = (-(-length // 4) for length in size)
+    masks = masks[rng.integers(0, 5, 9)] + rng.integers(0, 2, masks.shape)  # some are almost equal
+    height, width = (ceil_div(length, 4) for length in size)
     inside = (masks > 0).reshape(9, -1)
     kept = []
     for query in np.argsort(-survivors.scores):
@@ -203,91 +150,98 @@ def test_of_queries_with_alike_masks_the_surest_remains(seed):
             kept.append(query)
     kept = np.sort(kept)
     assert len(kept) < 9
-    padded = np.full((12, height + 2, width + 3), 1000.0, np.float32)  # what is padding is no mask
+    padded = np.full((12, height + 2, width + 3), 1000.0, np.float32)  # padding
     padded[:9, :height, :width] = masks
-    got = fusion.panoptic_segmentation(
-        survivors, jnp.asarray(padded), size, orig_size, FOUR, duplicate_iou=0.5
-    )
+    got = fuse_image(survivors, jnp.asarray(padded), size, orig_size, FOUR, duplicate_iou=0.5)
     alone = Survivors(*(field[kept] for field in survivors))
-    expected = fusion.panoptic_segmentation(alone, jnp.asarray(masks[kept]), size, orig_size, FOUR)
+    expected = fuse_image(alone, jnp.asarray(masks[kept]), size, orig_size, FOUR)
     np.testing.assert_array_equal(got.segment_map, expected.segment_map)
     assert got.segments_info == expected.segments_info
 
 
-def test_alike_masks_of_different_images_are_no_duplicates():
+def test_keeps_equal_masks_of_different_images():
     one = Survivors(np.array([0]), np.array([1]), np.array([0.9], np.float32))
     size = np.array([[16, 16], [16, 16]])
-    fused = fusion.fuse([one, one], jnp.ones((2, 4, 4)), size, size, FOUR, duplicate_iou=0.5)
+    fused = fuse(
+        [one, one], jnp.ones((2, 4, 4)), size, size, FOUR, dataclasses.replace(RULES, duplicate_iou=0.5)
+    )
     assert [len(segmentation.segments_info) for segmentation in fused] == [1, 1]
 
 
-def test_without_survivors_everything_is_void():
+def test_returns_void_without_survivors():
     logits = np.zeros((5, 4), np.float32)
-    survivors = fusion.surviving_queries(logits)
-    result = fusion.panoptic_segmentation(survivors, jnp.zeros((0, 8, 8)), (32, 30), (11, 13), FOUR)
+    survivors = surviving_queries(logits, 0.85)
+    result = fuse_image(survivors, jnp.zeros((0, 8, 8)), (32, 30), (11, 13), FOUR)
     assert result.segment_map.shape == (11, 13)
     assert not result.segment_map.any()
     assert result.segments_info == []
 
 
-def test_when_every_segment_is_tiny_everything_is_void():
+def test_returns_void_if_every_segment_is_tiny():
     survivors = Survivors(np.array([4]), np.array([1]), np.array([0.9], np.float32))
-    result = fusion.panoptic_segmentation(survivors, jnp.ones((3, 2, 2)), (8, 8), (2, 2), FOUR)
+    result = fuse_image(survivors, jnp.ones((3, 2, 2)), (8, 8), (2, 2), FOUR)
     assert not result.segment_map.any()
     assert result.segments_info == []
 
 
-def test_surviving_queries():
-    def logits(probabilities):
-        return np.log(np.array(probabilities, np.float32)) + 3
+def logits_of(probabilities):
+    return np.log(np.array(probabilities, np.float32)) + 3
 
-    rows = [[0.9, 0.05, 0.05], [0.02, 0.08, 0.9], [0.8, 0.1, 0.1], [0.02, 0.96, 0.02]]
-    survivors = fusion.surviving_queries(logits(rows))
+
+ROWS = logits_of([[0.9, 0.05, 0.05], [0.02, 0.08, 0.9], [0.8, 0.1, 0.1], [0.02, 0.96, 0.02]])
+
+
+def test_queries_above_the_threshold_survive_with_their_class_and_score():
+    survivors = surviving_queries(ROWS, 0.85)
     assert survivors.queries.tolist() == [0, 3]
     assert survivors.classes.tolist() == [0, 1]
     np.testing.assert_allclose(survivors.scores, [0.9, 0.96], rtol=1e-6)
-    assert fusion.surviving_queries(logits(rows), threshold=0.5).queries.tolist() == [0, 2, 3]
-    guesses = fusion.surviving_queries(logits([[0.1, 0.3, 0.6], [0.2, 0.1, 0.7]]), threshold=0.25)
-    assert (guesses.queries.tolist(), guesses.classes.tolist()) == ([0], [1])
-    only_class_one = fusion.surviving_queries(logits(rows), categories=FOUR)
-    assert only_class_one.queries.tolist() == [3]
+    assert surviving_queries(ROWS, 0.5).queries.tolist() == [0, 2, 3]
 
 
-def test_a_class_without_category_is_an_error_unless_ignored():
+def test_no_object_is_never_the_class_of_a_survivor():
+    survivors = surviving_queries(logits_of([[0.1, 0.3, 0.6], [0.2, 0.1, 0.7]]), 0.25)
+    assert (survivors.queries.tolist(), survivors.classes.tolist()) == ([0], [1])
+
+
+def test_queries_of_a_class_without_category_are_dropped():
+    assert surviving_queries(ROWS, 0.85, FOUR).queries.tolist() == [3]
+
+
+def test_rejects_survivors_of_a_class_without_category():
     logits = read("made_r50")["pred_logits"]
     categories = tuple(category for category in EVERY_ID if category.id != 120)
     masks = jnp.zeros((80, 40, 53))
-    with pytest.raises(ValueError, match="class 120 is no category.*surviving_queries"):
-        fusion.panoptic_segmentation(
-            fusion.surviving_queries(logits), masks, (157, 211), (194, 262), categories
-        )
-    survivors = fusion.surviving_queries(logits, categories=categories)
-    result = fusion.panoptic_segmentation(survivors, masks, (157, 211), (194, 262), categories)
+    with pytest.raises(ValueError, match="class 120, which is none of the 199 categories") as raised:
+        fuse_image(surviving_queries(logits, 0.85), masks, (157, 211), (194, 262), categories)
+    assert not isinstance(raised.value, UserError)  # a disagreement between callers within the package
+    survivors = surviving_queries(logits, 0.85, categories)
+    result = fuse_image(survivors, masks, (157, 211), (194, 262), categories)
     assert [info["category_id"] for info in result.segments_info] == [195]
 
 
-def test_an_unknown_way_to_merge_is_an_error():
-    survivors = fusion.surviving_queries(np.zeros((5, 4), np.float32))
-    with pytest.raises(ValueError, match="merge_stuff is 'last'"):
-        fusion.panoptic_segmentation(survivors, jnp.zeros((0, 8, 8)), (32, 30), (11, 13), FOUR, "last")
+def test_rules_are_those_of_the_config():
+    settings = default_config().eval
+    settings.update({"threshold": 0.25, "merge_stuff": "always", "duplicate_iou": 0.5})
+    assert FusionRules.from_config(settings) == FusionRules(0.25, "always", 0.5)
 
 
-def test_too_few_mask_logits_are_an_error():
+def test_rejects_more_survivors_than_mask_logits():
     survivors = Survivors(np.arange(3), np.array([1, 1, 2]), np.full(3, 0.9, np.float32))
     with pytest.raises(ValueError, match="3 queries survive"):
-        fusion.panoptic_segmentation(survivors, jnp.zeros((2, 4, 4)), (16, 16), (16, 16), FOUR)
+        fuse_image(survivors, jnp.zeros((2, 4, 4)), (16, 16), (16, 16), FOUR)
 
 
-def test_nearest_indices_are_those_of_a_resized_picture():
+def test_nearest_indices_equal_those_of_pillow():
     rng = np.random.default_rng(0)
     for height, width, new_height, new_width in rng.integers(1, 400, (40, 4)).tolist():
         picture = rng.integers(0, 2**31 - 1, (height, width), np.int32)
         expected = Image.fromarray(picture).resize((new_width, new_height), Image.Resampling.NEAREST)
-        rows = fusion.nearest_indices(height, new_height)
-        columns = fusion.nearest_indices(width, new_width)
+        rows = nearest_indices(height, new_height)
+        columns = nearest_indices(width, new_width)
         np.testing.assert_array_equal(picture[rows[:, None], columns], np.asarray(expected))
 
 
-def test_results_can_be_written_as_json():
+def test_segments_info_can_be_written_as_json():
     result = segment_reference(read("postprocess_a"))
     assert json.loads(json.dumps(result.segments_info)) == result.segments_info

@@ -5,12 +5,13 @@ import make
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny_config
 
 from detr_jax import Predictor
 from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.example import Category
-from detr_jax.data.images import image_files, read_image
-from detr_jax.data.panoptic import ids_from_rgb
+from detr_jax.data.segment_maps import ids_from_png
+from detr_jax.errors import MissingFileError, UserError
 from detr_jax.weights import tensor_files
 
 TOLERANCES = {50: (6e-3, 6e-5, 3e-3), 101: (3e-2, 3e-4, 1.5e-2)}
@@ -18,7 +19,7 @@ TOLERANCES = {50: (6e-3, 6e-5, 3e-3), 101: (3e-2, 3e-4, 1.5e-2)}
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A function that writes a published checkpoint with made-up weights."""
+    """A function that writes made-up weights as a published checkpoint of a ResNet depth."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
     def write(depth):
@@ -35,7 +36,7 @@ def tiny_predictor(tiny_model, tiny_params):
     return Predictor(tiny_model, jax.device_get(tiny_params), coco_panoptic())
 
 
-def test_padding_and_batching_change_nothing(tiny_predictor, pictures):
+def test_padding_and_batching_do_not_affect_the_outputs(tiny_predictor, pictures):
     image, larger = pictures[0, :41, :53], pictures[1]
     alone = tiny_predictor.raw(image, resize=False)
     assert alone.pred_masks.shape == (12, 11, 14)
@@ -48,10 +49,10 @@ def test_padding_and_batching_change_nothing(tiny_predictor, pictures):
         tiny_predictor.raw_batch([larger, image], resize=False, pad_to=(41, 60))
 
 
-def test_published_weights_from_file_to_panoptic_map(checkpoint):
-    """Every step of the original on one image: raw outputs, boxes, panoptic PNG, segments."""
+def test_equals_the_original_from_checkpoint_to_segments(checkpoint):
+    """Compares each step with the original on one image: raw outputs, boxes, panoptic PNG, segments."""
     reference = np.load(make.REFERENCE / "made_r50.npz")
-    # The original takes ids up to 90 for things, and this made-up model predicts ids that COCO does not have.
+    # In the original, ids up to 90 are things. The made-up model predicts ids that COCO lacks.
     categories = tuple(Category(k, str(k), k <= 90, (0, 0, k)) for k in range(1, 201))
     predictor = Predictor.from_pretrained(checkpoint(50), categories=categories)
     predictor.config.data.eval_scale = 157
@@ -63,9 +64,10 @@ def test_published_weights_from_file_to_panoptic_map(checkpoint):
     np.testing.assert_allclose(chosen, reference["pred_masks"], rtol=0, atol=TOLERANCES[50][2])
 
     size, orig_size = reference["size"][None], reference["orig_size"][None]
-    (segmentation,), _ = predictor._inference.segment(image[None], size, orig_size)
-    # Where two masks are equal up to rounding, either may win.
-    differs = segmentation.fetch().segment_map != ids_from_rgb(reference["panoptic_png"]) + 1
+    (segmentation,), _ = predictor._segmenter.segment(image[None], size, orig_size)
+    # Where two mask logits differ by rounding alone, either may win.
+    original = ids_from_png(Image.fromarray(reference["panoptic_png"]))
+    differs = segmentation.fetch().segment_map != original + 1
     assert differs.mean() < 1e-3
     expected = json.loads(str(reference["segments_info"]))
     for info, wanted in zip(segmentation.segments_info, expected, strict=True):
@@ -94,7 +96,7 @@ def test_equals_the_original_on_real_images(name, depth, dilation, reference_fol
     np.testing.assert_allclose(chosen, reference["pred_masks"], rtol=0, atol=masks)
 
 
-def test_box_only_checkpoints_detect(tiny_model, tiny_params, tmp_path):
+def test_a_model_without_mask_head_only_detects(tiny_model, tiny_params, tmp_path):
     detector = {name: part for name, part in jax.device_get(tiny_params).items() if name != "mask_head"}
     predictor = Predictor(tiny_model, detector, coco_panoptic())
     image = make.image(60, 80, 0)
@@ -106,24 +108,47 @@ def test_box_only_checkpoints_detect(tiny_model, tiny_params, tmp_path):
         predictor(image)
 
 
-def test_images_as_people_have_them(tmp_path):
-    pixels = make.image(20, 30, 1)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    for image in (pixels, Image.fromarray(pixels), tmp_path / "image.png", str(tmp_path / "image.png")):
-        np.testing.assert_array_equal(read_image(image), pixels)
-    with pytest.raises(ValueError, match=r"must be uint8 \(height, width, 3\), not float64"):
-        read_image(pixels / 255.0)
-    with pytest.raises(FileNotFoundError, match="no such image"):
-        read_image(tmp_path / "missing.png")
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.png cannot be read as an image"):
-        read_image(tmp_path / "text.png")
+def test_accepts_paths_pil_images_and_arrays(tiny_predictor, pictures, tmp_path):
+    Image.fromarray(pictures[0]).save(tmp_path / "image.png")
+    as_array = tiny_predictor.detect(pictures[0], threshold=0.0)
+    for image in (Image.fromarray(pictures[0]), tmp_path / "image.png", str(tmp_path / "image.png")):
+        assert tiny_predictor.detect(image, threshold=0.0) == as_array
+    with pytest.raises(MissingFileError, match=r"missing\.png"):
+        tiny_predictor(tmp_path / "missing.png")
 
 
-def test_image_files_says_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--images"):
-        list(image_files([]))
-    with pytest.raises(FileNotFoundError, match="no images .* in"):
-        list(image_files([str(tmp_path)]))
-    with pytest.raises(FileNotFoundError, match="no such image or folder"):
-        list(image_files([str(tmp_path / "missing")]))
+def test_returns_a_map_at_the_original_size(tiny_model, tiny_params):
+    config = tiny_config()
+    config.eval.threshold = 0.0
+    config.data.update({"eval_scale": 64, "eval_shapes": ((64, 96),)})
+    predictor = Predictor(tiny_model, jax.device_get(tiny_params), coco_panoptic(), config)
+    result = predictor(make.image(50, 70, 1))
+    assert result.segment_map.shape == (50, 70)
+    assert {info["id"] for info in result.segments_info} == set(np.unique(result.segment_map)) - {0}
+
+
+def test_detections_are_in_coco_format(tiny_predictor, pictures):
+    found = tiny_predictor.detect(pictures[0], threshold=0.0)
+    raw = tiny_predictor.raw(pictures[0])
+    cx, cy, width, height = raw.pred_boxes.T
+    boxes = np.stack([(cx - width / 2) * 60, (cy - height / 2) * 45, width * 60, height * 45], -1)
+    assert found
+    for detection in found:
+        assert set(detection) == {"category_id", "score", "bbox"}
+        assert np.isclose(boxes, detection["bbox"], atol=1e-3).all(-1).any()
+
+
+def test_settings_override_those_of_the_checkpoint():
+    stored = Predictor.from_pretrained("shapes-panoptic").config
+    changed = {"threshold": 0.25, "merge_stuff": "always", "duplicate_iou": 0.5}
+    config = Predictor.from_pretrained("shapes-panoptic", dtype="bfloat16", **changed).config
+    assert {name: config.eval[name] for name in changed} == changed
+    assert config.model.dtype == "bfloat16"
+    assert config.data == stored.data
+
+
+@pytest.mark.parametrize("setting", [{"merge_stuff": "last"}, {"threshold": 1.5}, {"dtype": "int8"}])
+def test_rejects_settings_out_of_range(setting):
+    (name,) = setting
+    with pytest.raises(UserError, match=name):
+        Predictor.from_pretrained("shapes-panoptic", **setting)

@@ -1,0 +1,141 @@
+import gc
+import json
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from detr_jax.data.categories import coco_panoptic
+from detr_jax.inference.fusion import FusionRules
+from detr_jax.inference.segmenter import Segmenter
+from detr_jax.runtime import parallel
+
+COCO = coco_panoptic()
+SIZE = np.array([[45, 60], [40, 52]])
+
+ON_DEVICES = f"""
+import json, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import jax, numpy as np
+from tiny import tiny_config, tiny_model
+from detr_jax.data.categories import coco_panoptic
+from detr_jax.inference.segmenter import Segmenter
+from detr_jax.models.detr import init_params
+from detr_jax.runtime import parallel
+
+config = tiny_config()
+config.eval.threshold = 0.0
+model = tiny_model()
+params = jax.device_get(init_params(model, jax.random.key(0)))
+images = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8)
+size = np.array([[48, 64], [40, 52]] * 4)
+found = []
+for devices in (jax.local_devices(), jax.local_devices()[:1]):
+    replicated = parallel.replicate(params, devices)
+    segmenter = Segmenter.from_config(config, model, replicated, coco_panoptic(), devices)
+    segmentations, outputs = segmenter.segment(images, size, size)
+    found.append({{
+        "devices": [sorted(device.id for device in x.canvas.devices()) for x in segmentations],
+        "infos": [x.segments_info for x in segmentations],
+        "maps": [x.fetch().segment_map.tolist() for x in segmentations],
+        "logits": outputs.logits.tolist(),
+    }})
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def segmenter(tiny_model, tiny_params):
+    """A segmenter whose queries all survive, except those of classes without category."""
+    config = tiny_config()
+    config.eval.threshold = 0.0
+    params = parallel.replicate(jax.device_get(tiny_params))
+    return Segmenter.from_config(config, tiny_model, params, COCO)
+
+
+def test_takes_rules_and_pair_lengths_from_the_config(tiny_model):
+    config = tiny_config()
+    config.eval.update({"threshold": 0.3, "merge_stuff": "always", "duplicate_iou": 0.5})
+    segmenter = Segmenter.from_config(config, tiny_model, {}, COCO)
+    assert segmenter.rules == FusionRules(0.3, "always", 0.5)
+    assert (segmenter.pair_lengths, segmenter.categories) == ((4, 8), COCO)
+
+
+def test_segments_a_batch_at_the_original_sizes(segmenter, pictures):
+    orig_size = np.array([[90, 120], [33, 44]])
+    segmentations, outputs = segmenter.segment(pictures, SIZE, orig_size)
+    assert outputs.logits.shape == (2, 12, 15) and outputs.boxes.shape == (2, 12, 4)
+    assert [found.fetch().segment_map.shape for found in segmentations] == [(90, 120), (33, 44)]
+    assert all(found.segments_info for found in segmentations)
+
+
+def test_predicts_the_masks_of_selected_queries(segmenter, pictures):
+    _, features = segmenter.detect(pictures, SIZE)
+    (every,) = segmenter.predict_masks(features, SIZE, [np.arange(12)] * 2)
+    (selected,) = segmenter.predict_masks(features, SIZE, [np.array([7]), np.array([0, 4])])
+    assert every.shape[1:] == (12, 15)
+    assert len(selected) == 8  # three pairs, padded to a static length
+    np.testing.assert_allclose(selected[:3], every[np.array([7, 12, 16])], rtol=1e-4, atol=1e-4)
+
+
+def test_returns_void_if_no_query_survives(tiny_model, tiny_params, pictures):
+    config = tiny_config()
+    config.eval.threshold = 1.0
+    params = parallel.replicate(jax.device_get(tiny_params))
+    segmentations, _ = Segmenter.from_config(config, tiny_model, params, COCO).segment(pictures, SIZE, SIZE)
+    assert not any(found.fetch().segment_map.any() for found in segmentations)
+    assert [found.segments_info for found in segmentations] == [[], []]
+
+
+def test_a_second_segmenter_of_a_model_compiles_nothing(segmenter, pictures):
+    segmenter.segment(pictures, SIZE, SIZE)
+    config = tiny_config()
+    config.eval.threshold = 0.0
+    compiled = []
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        second = Segmenter.from_config(config, segmenter.model.clone(), segmenter.params, COCO)
+        second.segment(pictures, SIZE, SIZE)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert not compiled
+
+
+def test_programs_keep_neither_parameters_nor_the_segmenter_alive(tiny_model, tiny_params, pictures):
+    config = tiny_config()
+    config.eval.threshold = 0.0
+    params = parallel.replicate(jax.device_get(tiny_params))
+    segmenter = Segmenter.from_config(config, tiny_model, params, COCO)
+    segmenter.segment(pictures, SIZE, SIZE)
+    leaf, alive = weakref.ref(jax.tree.leaves(params)[0]), weakref.ref(segmenter)
+    del params, segmenter
+    gc.collect()
+    assert leaf() is None
+    assert alive() is None
+
+
+def test_each_image_is_fused_once_on_its_own_device():
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", ON_DEVICES], env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    four, one = json.loads(done.stdout.splitlines()[-1])
+    assert four["devices"] == [[0], [0], [1], [1], [2], [2], [3], [3]]
+    assert one["devices"] == [[0]] * 8
+    np.testing.assert_allclose(four["logits"], one["logits"], rtol=1e-4, atol=1e-4)
+    for ours, theirs in zip(four["maps"], one["maps"], strict=True):
+        assert np.mean(np.array(ours) != np.array(theirs)) < 0.01  # up to ties after rounding
+    assert list(map(len, four["infos"])) == list(map(len, one["infos"]))
