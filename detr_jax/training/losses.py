@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from detr_jax.ops import boxes
 from detr_jax.ops.padding import valid_mask
-from detr_jax.ops.resize import resize_bilinear, thin
+from detr_jax.ops.resize import resize_bilinear, subsample
 
 Scalar = Float[Array, ""]
 
@@ -169,8 +169,8 @@ def pair_losses(
     image, target = pairs[:, 0], pairs[:, 2]
     size, shape = targets.size[image], targets.segment_map.shape[1:]
     logits = resize_bilinear(mask_logits, -(-size // 4), size, shape, every)
-    valid = thin(valid_mask(size, shape, 1), every)
-    wanted = thin(targets.segment_map, every)[image] == (target + 1)[:, None, None]
+    valid = subsample(valid_mask(size, shape, 1), every)
+    wanted = subsample(targets.segment_map, every)[image] == (target + 1)[:, None, None]
 
     pixels = valid.sum((1, 2))
     focal = jnp.where(valid, focal_loss(logits, wanted), 0.0).sum((1, 2)) / pixels
