@@ -1,6 +1,5 @@
 import json
-import subprocess
-import sys
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from detr_jax.config import default_config
 from detr_jax.data.categories import to_json
 from detr_jax.data.pipeline import train_data
 from detr_jax.data.shapes import Shapes, shapes_categories
+from detr_jax.errors import MissingFileError
 from detr_jax.training.checkpoints import Checkpoints
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
@@ -21,7 +21,7 @@ from detr_jax.weights.runs import load_params
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_model, tiny_params):
-    """The workdir of a run that was saved before its first step."""
+    """The directory of a run, saved before its first step."""
     workdir = tmp_path_factory.mktemp("run")
     config = default_config()
     config.eval.threshold = 0.25
@@ -37,7 +37,7 @@ def run(tmp_path_factory, tiny_model, tiny_params):
     return workdir
 
 
-def test_an_exported_run_predicts_as_its_workdir(run, pictures, tmp_path):
+def test_an_exported_run_predicts_like_the_run(run, pictures, tmp_path):
     file = tmp_path / "run.safetensors"
     export(run, file)
     ours, theirs = Predictor.from_pretrained(run), Predictor.from_pretrained(file)
@@ -47,19 +47,21 @@ def test_an_exported_run_predicts_as_its_workdir(run, pictures, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_keeps_its_settings_unless_told_otherwise(run):
-    assert Predictor.from_pretrained(run).config.eval.threshold == 0.25
-    told = Predictor.from_pretrained(run, threshold=0.0, merge_stuff="always", dtype="bfloat16").config
-    assert (told.eval.threshold, told.eval.merge_stuff, told.model.dtype) == (0.0, "always", "bfloat16")
-
-
-def test_export_from_the_command_line(run, tmp_path):
-    command = [sys.executable, "-m", "detr_jax.weights.export"]
+def test_exports_half_precision(run, tmp_path):
     file = tmp_path / "half.safetensors"
-    subprocess.run([*command, str(run), str(file), "--dtype=float16"], check=True)
+    export(run, file, "float16")
     whole = layouts.to_state_dict(load_params(run))
     half = tensor_files.read_state_dict(file)
     assert all(half[name].dtype == np.float16 for name in whole)
     assert all(np.array_equal(half[name], array.astype(np.float16)) for name, array in whole.items())
-    refused = subprocess.run([*command, str(tmp_path), str(file)], capture_output=True, text=True)
-    assert refused.returncode == 2 and "no checkpoint under" in refused.stderr
+
+
+def test_rejects_a_run_without_checkpoint(tmp_path):
+    with pytest.raises(MissingFileError, match="no checkpoint in"):
+        export(tmp_path, tmp_path / "run.safetensors")
+
+
+def test_rejects_a_run_without_categories(run, tmp_path):
+    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(MissingFileError, match="lacks config.json or categories.json"):
+        export(tmp_path, tmp_path / "run.safetensors")

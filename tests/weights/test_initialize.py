@@ -1,15 +1,15 @@
 import jax
 import numpy as np
 import pytest
-from tiny import TINY
+from tiny import TINY, tiny_model
 
 from detr_jax.config import default_config
 from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.example import Category
-from detr_jax.models.detr import Detr, init_params
+from detr_jax.errors import MissingFileError, UserError
+from detr_jax.models.detr import init_params
 from detr_jax.weights import layouts, tensor_files
-from detr_jax.weights.class_agreement import check_categories
-from detr_jax.weights.initialize import starting_model
+from detr_jax.weights.initialize import starting_model, trained_model
 
 COCO = coco_panoptic()
 CELLS = (Category(0, "nucleus", True, (1, 2, 3)), Category(7, "plasma", False, (4, 5, 6)))
@@ -23,7 +23,8 @@ def config():
 
 
 def checkpoint(folder, num_classes, masks=True):
-    model = Detr(**{**TINY, "num_classes": num_classes})
+    """Path and parameters of a checkpoint of the tiny model, without config or categories."""
+    model = tiny_model(num_classes=num_classes)
     params = jax.device_get(init_params(model, jax.random.key(3), masks))
     file = folder / f"of_{num_classes}.safetensors"
     tensor_files.write_state_dict(layouts.to_state_dict(params), file)
@@ -34,33 +35,33 @@ def same(a, b):
     return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
-def test_classes_are_as_many_as_the_data_needs(config):
+def test_number_of_classes_follows_the_data(config):
     for categories, expected in ((COCO, 250), (COCO[:3], 250), (CELLS, 8)):
         model, params, remark = starting_model(config, categories)
         assert (model.num_classes, params["class_head"]["bias"].shape) == (expected, (expected + 1,))
         assert not remark
     config.model.num_classes = 5
-    with pytest.raises(ValueError, match="category id 7, but the model only has classes 0 to 4"):
+    with pytest.raises(UserError, match="category id 7, but the model only has classes 0 to 4"):
         starting_model(config, CELLS)
 
 
-def test_a_published_checkpoint_on_its_own_categories_is_taken_over_whole(config, tmp_path):
+def test_keeps_all_parameters_for_the_same_categories(config, tmp_path):
     config.init_from, params = checkpoint(tmp_path, 250)
     model, started, remark = starting_model(config, COCO)
     assert (model.num_classes, remark) == (250, "")
     assert same(started, params)
 
 
-def test_other_categories_get_a_new_class_head_and_keep_the_rest(config, tmp_path):
+def test_reinitialises_only_the_class_head_for_other_categories(config, tmp_path):
     config.init_from, params = checkpoint(tmp_path, 250)
     model, started, remark = starting_model(config, CELLS)
     assert model.num_classes == 8
-    assert "class head starts at random" in remark and "0 nucleus, 7 plasma" in remark
+    assert "class head is re-initialised" in remark and "0 nucleus, 7 plasma" in remark
     assert started["class_head"]["bias"].shape == (9,)
     assert all(same(started[name], params[name]) for name in params if name != "class_head")
 
 
-def test_another_number_of_classes_on_request(config, tmp_path):
+def test_reinitialises_the_class_head_for_another_number_of_classes(config, tmp_path):
     config.init_from, _ = checkpoint(tmp_path, 250)
     config.model.num_classes = 201
     model, started, remark = starting_model(config, COCO)
@@ -68,12 +69,10 @@ def test_another_number_of_classes_on_request(config, tmp_path):
     assert "another number of classes" in remark
 
 
-def test_a_frozen_base_of_things_is_refused_for_panoptic_data(config, tmp_path):
+def test_rejects_a_frozen_detector_that_lacks_categories(config, tmp_path):
     config.init_from, params = checkpoint(tmp_path, 91, masks=False)
     config.stage = "masks"
-    with pytest.raises(
-        ValueError, match=r"92 banner.*and 48 more\..*could never name them.*configs/boxes.py"
-    ):
+    with pytest.raises(UserError, match=r"92 banner.*and 48 more\..*could never name them.*configs/boxes.py"):
         starting_model(config, COCO)
     things = tuple(category for category in COCO if category.isthing)
     model, started, _ = starting_model(config, things)
@@ -83,10 +82,20 @@ def test_a_frozen_base_of_things_is_refused_for_panoptic_data(config, tmp_path):
     assert model.num_classes == 250 and "92 banner" in remark
 
 
-def test_what_a_checkpoint_cannot_name_is_not_evaluated(tmp_path):
-    of_coco, _ = checkpoint(tmp_path, 250)
-    check_categories(of_coco, 250, COCO)
-    with pytest.raises(ValueError, match=r"has no classes for the data set's categories 0 nucleus, 7 plasma"):
-        check_categories(of_coco, 250, CELLS)
-    unknown, _ = checkpoint(tmp_path, 12)  # nobody knows what its classes are
-    check_categories(unknown, 12, CELLS)
+def test_loads_the_weights_of_the_config_without_a_run(config, tmp_path):
+    config.init_from, params = checkpoint(tmp_path, 14)
+    model, loaded, source = trained_model(config, tmp_path / "run")
+    assert (model.num_classes, source) == (14, config.init_from)
+    assert same(loaded, params)
+
+
+def test_reports_that_there_is_nothing_to_load(config, tmp_path):
+    with pytest.raises(MissingFileError, match="no checkpoint in"):
+        trained_model(config, tmp_path)
+
+
+def test_initialises_the_backbone_from_a_checkpoint(config, tmp_path):
+    config.init_backbone_from, params = checkpoint(tmp_path, 250)
+    _, started, _ = starting_model(config, CELLS)
+    assert same(started["backbone"], params["backbone"])
+    assert not same(started["transformer"], params["transformer"])

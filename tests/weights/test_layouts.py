@@ -3,17 +3,19 @@ import make
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from tiny import published_model
 
-from detr_jax.models.detr import Detr, init_params
+from detr_jax.models.detr import init_params
 from detr_jax.weights import layouts, tensor_files
 from detr_jax.weights.layouts import WeightsError
+from detr_jax.weights.published_names import LAYOUTS
 
 HUB_LISTS = {"timm": "hf_detr_r50_panoptic.tsv", "transformers": "hf_notimm_detr_r50_panoptic.tsv"}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Detr(**layouts.model_options_of(make.state_dict(50)))
+    return published_model(make.state_dict(50))
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def assert_same(a, b):
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_infers_the_published_models():
+def test_determines_the_options_of_a_published_model():
     assert layouts.model_options_of(make.state_dict(101)) == {
         "num_classes": 250,
         "num_queries": 100,
@@ -44,12 +46,12 @@ def test_infers_the_published_models():
     }
 
 
-def test_original_layout_round_trip_is_exact(params):
+def test_round_trip_of_the_original_layout_is_exact(params):
     assert_same(layouts.to_state_dict(params), make.state_dict(50))
 
 
 @pytest.mark.parametrize("layout", HUB_LISTS)
-def test_hub_layouts(layout, model, params, tmp_path):
+def test_reads_and_writes_the_hub_layouts(layout, model, params, tmp_path):
     state = layouts.to_state_dict(params, layout)
     assert {name: array.shape for name, array in state.items()} == make.published_shapes(HUB_LISTS[layout])
     file = tmp_path / "model.safetensors"
@@ -60,15 +62,15 @@ def test_hub_layouts(layout, model, params, tmp_path):
     assert_same(layouts.from_state_dict(read, model), params)
 
 
-def test_box_only_checkpoint(model, params):
+def test_round_trip_without_mask_head(model, params):
     detector = {name: part for name, part in params.items() if name != "mask_head"}
-    for layout in layouts.LAYOUTS:
+    for layout in LAYOUTS:
         state = layouts.to_state_dict(detector, layout)
         assert not any(name.startswith(("detr.", "mask_head")) for name in state)
         assert_same(layouts.from_state_dict(state, model), detector)
 
 
-def test_learned_positions_and_group_norm_round_trip(tiny_model):
+def test_round_trip_of_learned_positions_and_group_norm(tiny_model):
     model = tiny_model.clone(position="learned")
     params = jax.device_get(init_params(model, jax.random.key(1)))
     state = layouts.to_state_dict(params)
@@ -76,7 +78,7 @@ def test_learned_positions_and_group_norm_round_trip(tiny_model):
     assert_same(layouts.from_state_dict(state, model), params)
 
 
-def test_torchvision_backbone(model, params):
+def test_reads_the_backbone_of_torchvision(model, params):
     prefix = "detr.backbone.0.body."
     state = {
         name.removeprefix(prefix): array
@@ -90,8 +92,8 @@ def test_torchvision_backbone(model, params):
         layouts.backbone_from_state_dict(state, model)
 
 
-@pytest.mark.parametrize("layout", layouts.LAYOUTS)
-def test_the_backbone_of_a_detr(layout, model, params):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_reads_the_backbone_of_a_detr(layout, model, params):
     detector = {name: part for name, part in params.items() if name != "mask_head"}
     for whole in (params, detector):
         state = layouts.to_state_dict(whole, layout)
@@ -105,20 +107,31 @@ def test_the_backbone_of_a_detr(layout, model, params):
         ({"detr.extra": np.zeros(3)}, r"not part of the model: detr\.extra"),
         (
             {"mask_head.lay2.weight": np.zeros((1, 2, 3, 3))},
-            r"mask_head\.lay2\.weight is \(1, 2, 3, 3\), the model wants \(128, 264, 3, 3\)",
+            r"mask_head\.lay2\.weight is \(1, 2, 3, 3\), expected \(128, 264, 3, 3\)",
         ),
         (
             {"detr.transformer.encoder.layers.0.self_attn.in_proj_bias": np.zeros(5)},
-            r"in_proj_bias is \(5,\), the model wants \(768,\)",
+            r"in_proj_bias is \(5,\), expected \(768,\)",
         ),
     ],
 )
-def test_every_misfit_is_named(change, message, model):
+def test_names_tensors_that_do_not_fit(change, message, model):
     state = {name: array for name, array in (make.state_dict(50) | change).items() if array is not None}
     with pytest.raises(WeightsError, match=message):
         layouts.from_state_dict(state, model, "detr.pth")
 
 
-def test_what_is_no_detr():
+def test_rejects_other_checkpoints():
     with pytest.raises(WeightsError, match="not a DETR checkpoint"):
         layouts.model_options_of({"fc.weight": np.zeros(3)})
+
+
+def test_names_the_blocks_of_an_unsupported_backbone():
+    state = {name: x for name, x in make.state_dict(50).items() if "layer3.5." not in name}
+    with pytest.raises(WeightsError, match=r"\(3, 4, 5, 3\) blocks per stage.*18, 34, 50, 101"):
+        layouts.model_options_of(state)
+
+
+def test_lists_the_first_problems_and_counts_the_others():
+    assert layouts.listing(["a", "b", "c"], shown=2) == "\n  a\n  b\n  and 1 more"
+    assert layouts.listing(["a", "b"], shown=2) == "\n  a\n  b"

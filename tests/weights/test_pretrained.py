@@ -1,4 +1,4 @@
-"""What comes with the package does what its card says."""
+"""Compares the checkpoints of the package with their model card."""
 
 import re
 
@@ -18,16 +18,8 @@ def model_and_data(name, variant, count):
     config.data.eval_count = count
     model, params = load_model(name, config.model)
     source = load_source(config.data, "eval")
-    settings = config.eval
-    inference = Segmenter(
-        model,
-        parallel.replicate(params),
-        source.categories,
-        threshold=settings.threshold,
-        duplicate_iou=settings.duplicate_iou,
-        pair_lengths=config.pair_lengths,
-    )
-    return inference, eval_data(source, config)
+    segmenter = Segmenter.from_config(config, model, parallel.replicate(params), source.categories)
+    return segmenter, eval_data(source, config)
 
 
 def on_the_card(pattern):
@@ -36,12 +28,12 @@ def on_the_card(pattern):
     return float(found[1])
 
 
-def test_box_ap_is_that_of_the_card():
+def test_box_ap_equals_the_card():
     result = evaluate_detection(*model_and_data("shapes-boxes", "boxes", 200))
     assert 100 * result["AP"] == pytest.approx(on_the_card(r"Box AP \| ([\d.]+)"), abs=0.1)
 
 
-def test_panoptic_quality_is_that_of_the_card():
+def test_panoptic_quality_equals_the_card():
     result, _ = evaluate_panoptic(*model_and_data("shapes-panoptic", "", 100))
     assert 100 * result["All"]["pq"] == pytest.approx(on_the_card(r"PQ \| ([\d.]+)"), abs=0.1)
 

@@ -1,12 +1,16 @@
+import sys
+from pathlib import Path
+
 import make
 import numpy as np
 import pytest
 
+from detr_jax.errors import MissingFileError, MissingPackageError
 from detr_jax.weights import tensor_files
 from detr_jax.weights.layouts import WeightsError
 
 
-def test_pth_file(tmp_path):
+def test_round_trip_of_a_pth_file(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     state = make.state_dict(50)
     tensor_files.write_state_dict(state, tmp_path / "detr.pth")
@@ -16,11 +20,79 @@ def test_pth_file(tmp_path):
     assert tensor_files.read_metadata(tmp_path / "detr.pth") == {}
 
 
-def test_what_is_no_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: nowhere\.pth"):
+def test_rejects_missing_and_damaged_files(tmp_path):
+    with pytest.raises(MissingFileError, match=r"no such checkpoint: nowhere\.pth"):
         tensor_files.read_state_dict("nowhere.pth")
     file = tmp_path / "broken.safetensors"
     file.write_bytes(b"not tensors")
     for read in (tensor_files.read_state_dict, tensor_files.read_metadata):
         with pytest.raises(WeightsError, match=r"broken\.safetensors cannot be read"):
             read(file)
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors", b"PK\x03\x04 not a zip file"])
+def test_rejects_damaged_pth_files(content, tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    (tmp_path / "broken.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"broken\.pth cannot be read"):
+        tensor_files.read_state_dict(tmp_path / "broken.pth")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {"epoch": 3}}, {"model": None}])
+def test_rejects_pth_files_without_tensors(content, tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="does not hold a state dict of tensors"):
+        tensor_files.read_state_dict(tmp_path / "other.pth")
+
+
+def test_never_runs_code_of_a_pth_file(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+    class Harmful:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "run",))
+
+    torch.save({"model": Harmful()}, tmp_path / "harmful.pth")
+    with pytest.raises(WeightsError, match="cannot be read as a checkpoint"):
+        tensor_files.read_state_dict(tmp_path / "harmful.pth")
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_of_this_package_are_not_taken_for_damaged_files(tmp_path, monkeypatch):
+    tensor_files.write_state_dict({"a": np.zeros(2, np.float32)}, tmp_path / "a.safetensors")
+
+    def fault(*_):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr("safetensors.numpy.load_file", fault)
+    with pytest.raises(TypeError, match="a bug"):
+        tensor_files.read_state_dict(tmp_path / "a.safetensors")
+
+
+def test_names_the_package_that_reads_pth_files(tmp_path, monkeypatch):
+    (tmp_path / "a.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'detr_jax\[torch\]'"):
+        tensor_files.read_state_dict(tmp_path / "a.pth")
+
+
+def test_reports_a_repository_that_the_hub_does_not_provide(monkeypatch):
+    def unavailable(*_):
+        raise OSError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unavailable)
+    with pytest.raises(MissingFileError, match="some/model.*cannot be downloaded.*no connection"):
+        tensor_files.locate("some/model")
+
+
+def test_metadata_is_stored_beside_the_tensors(tmp_path):
+    metadata = {"config": "{}", "categories": "[]"}
+    tensor_files.write_state_dict({"a": np.zeros(2, np.float32)}, tmp_path / "a.safetensors", metadata)
+    assert tensor_files.read_metadata(tmp_path / "a.safetensors") == metadata
+
+
+def test_drops_batch_counters(tmp_path):
+    state = {"bn.num_batches_tracked": np.zeros(1, np.int64), "bn.weight": np.ones(2, np.float32)}
+    tensor_files.write_state_dict(state, tmp_path / "a.safetensors")
+    assert tensor_files.read_state_dict(tmp_path / "a.safetensors").keys() == {"bn.weight"}
