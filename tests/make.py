@@ -1,6 +1,6 @@
-"""Deterministic weights, images and targets: what the reference outputs in `tests/reference/` were made from.
+"""Deterministic weights, images and targets, from which the outputs in `tests/reference/` were computed.
 
-Every tensor is a function of its published name and shape, so that 165 MB of weights need not be shipped.
+Every tensor is a function of its published name and shape, so no 165 MB of weights have to be stored.
 """
 
 import functools
@@ -14,25 +14,28 @@ CATEGORY_IDS = (1, 2, 3, 17, 18, 44, 62, 90, 92, 118, 149, 184, 193, 199, 200)
 
 
 def published_shapes(file_name: str) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a published checkpoint, from a list in `tests/reference/`."""
+    """Tensor names and shapes of a published checkpoint, from a table in `tests/reference/`."""
     rows = (line.split("\t") for line in (REFERENCE / file_name).read_text().splitlines())
     return {name: tuple(map(int, filter(None, dims.split(",")))) for name, dims in rows}
 
 
 @functools.cache
 def state_dict(depth: int = 50) -> dict[str, np.ndarray]:
-    """All weights of a panoptic ResNet-50 or ResNet-101 model in the original layout."""
+    """All weights of a panoptic ResNet-50 or ResNet-101 model, in the layout of the original."""
     shapes = published_shapes(f"detr_r{depth}_panoptic.tsv")
     calibration = np.load(REFERENCE / f"calibration_r{depth}.npz")
     return {name: tensor(name, shape) for name, shape in shapes.items()} | dict(calibration)
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One float32 tensor; scales are chosen so that untrained attention, classes and masks are contrasted."""
+    """The float32 tensor of a name, scaled so that untrained attention, classes and masks have contrast."""
     rng = np.random.default_rng([zlib.crc32(name.encode()), 0])
     noise = rng.standard_normal(shape).astype(np.float32)
     if name.endswith("class_embed.bias"):
-        noise[201:-1], noise[-1] = -600.0, 200.0  # ids above COCO's never win, "no object" often does
+        noise[201:-1], noise[-1] = (
+            -600.0,
+            200.0,
+        )  # ids beyond COCO's are never predicted, "no object" often is
     if name.endswith("bias"):
         return 0.05 * noise
     if len(shape) == 1:
@@ -58,7 +61,7 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def image(height: int, width: int, seed: int) -> np.ndarray:
-    """Smooth coloured waves with some hard-edged rectangles: uint8 (height, width, 3)."""
+    """An image of smooth coloured waves and rectangles with sharp edges, uint8 (height, width, 3)."""
     rng = np.random.default_rng([1, seed])
     y, x = np.mgrid[0:height, 0:width] / 64.0
     canvas = np.zeros((height, width, 3))
@@ -73,10 +76,10 @@ def image(height: int, width: int, seed: int) -> np.ndarray:
 
 
 def targets(height: int, width: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Overlapping ellipses, later ones in front; at most `count` are visible.
+    """Targets of overlapping ellipses, later ones in front; at most `count` are visible.
 
     Returns:
-      segment_map uint8 (height, width); labels int32 (n,); boxes float32 (n, 4) as cx, cy, w, h.
+      Segment map, uint8 (height, width); labels, int32 (n,); boxes as (cx, cy, w, h), float32 (n, 4).
     """
     rng = np.random.default_rng([2, seed])
     y, x = np.mgrid[0:height, 0:width]

@@ -60,8 +60,8 @@ def train_batches(
     """Augmented batches in random order, endless unless `epochs` is given.
 
     `TrainOrder` defines which images form a batch. `get_state()["next_index"]` is the number of batches
-    returned so far. After `set_state`, also in a new iterator with the same arguments, iteration resumes at
-    exactly the next batch. `grain.checkpoint.CheckpointSave` stores the state in an Orbax checkpoint.
+    returned so far. `set_state`, also on a new iterator with the same arguments, resumes at exactly the next
+    batch. `grain.checkpoint.CheckpointSave` stores the state in an Orbax checkpoint.
 
     Args:
       source: training images.
@@ -80,8 +80,7 @@ def train_batches(
       An iterator of batches.
 
     Raises:
-      UserError: the source is empty, `batch_size` exceeds it or is not a multiple of the number of
-        processes, or `shapes` cannot hold the images.
+      UserError: `source` is empty or smaller than a batch, or `batch_size` or `shapes` do not suit it.
     """
     _check_batch_size(batch_size, source, share)
     order = TrainOrder(source.sizes, batch_size=batch_size, shapes=shapes, settings=settings, seed=seed)
@@ -126,8 +125,7 @@ def eval_batches(
       batch; the remaining rows, possibly all, repeat an image.
 
     Raises:
-      UserError: the source is empty, `batch_size` is not a multiple of the number of processes, or `shapes`
-        cannot hold the images.
+      UserError: `source` is empty, or `batch_size` or `shapes` do not suit it.
     """
     _check_batch_size(batch_size, source, share)
     plan = plan_evaluation(source.sizes, batch_size=batch_size, shapes=shapes, settings=settings)

@@ -64,7 +64,7 @@ def _heart(u: Plane, v: Plane) -> Plane:
     return np.maximum.reduce([_bar(u, v, 0.5, 0.5), 0.5 - np.hypot(u - 0.5, v), 0.5 - np.hypot(u, v - 0.5)])
 
 
-# By the name of a thing, the distance of a point of the unit disc to its outline: positive inside.
+# By name of the thing: depth of a point of the unit disc inside the outline, negative outside.
 _THINGS: dict[str, _Outline] = {
     "disc": lambda u, v: 0.9 - np.hypot(u, v),
     "ring": lambda u, v: 0.23 - np.abs(np.hypot(u, v) - 0.75),
@@ -96,12 +96,16 @@ _PALETTES = np.array([
 
 @dataclasses.dataclass(frozen=True)
 class _Thing:
-    """A shape to be painted into a window of the image."""
+    """A shape to be painted into the image.
 
-    kind: int  # index in _THINGS
-    depth: Float32[
-        np.ndarray, "rows columns"
-    ]  # distance of each pixel to the outline in pixels, positive inside
+    Attributes:
+      kind: index in `_THINGS`.
+      depth: depth of each pixel of the window inside the outline, in pixels; negative outside.
+      window: part of the image that contains the shape.
+    """
+
+    kind: int
+    depth: Float32[np.ndarray, "rows columns"]
     window: _Window
 
 
@@ -248,11 +252,11 @@ def _split_ground(size: int, parts: int, rng: np.random.Generator) -> Int[np.nda
 
 
 def _arrange(things: Sequence[_Thing], regions: Int[np.ndarray, "size size"]) -> Int[np.ndarray, "size size"]:
-    """Decides which segment each pixel shows.
+    """Decides which segment is visible at each pixel.
 
-    As long as a segment shows too little, the one that shows least is removed, which uncovers what lies
-    behind it: a thing disappears, and a region of ground joins the largest one. If things cover nearly all
-    ground, the least visible thing disappears.
+    While a thing shows too little, the least visible one is removed, which uncovers the segments below it.
+    If things cover nearly all ground, the thing with the fewest visible pixels is removed. A region of ground
+    that shows too little is merged into the largest.
 
     Args:
       things: shapes from back to front.
