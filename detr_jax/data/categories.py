@@ -6,6 +6,8 @@ from typing import Any
 from detr_jax.data.example import Category
 from detr_jax.errors import UserError
 
+_MAX_ID = 2**31 - 1  # labels are int32
+
 # Id, name and display colour of the 80 thing and the 53 stuff categories, as in panoptic_val2017.json.
 _THINGS = """
     1 person dc143c; 2 bicycle 770b20; 3 car 00008e; 4 motorcycle 0000e6; 5 airplane 6a00e4; 6 bus 003c64;
@@ -60,7 +62,7 @@ def to_json(categories: Iterable[Category]) -> list[dict[str, Any]]:
     ]
 
 
-def from_json(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
+def from_json(entries: Sequence[Any]) -> tuple[Category, ...]:
     """Reads the `categories` list of a COCO JSON file.
 
     Args:
@@ -68,24 +70,33 @@ def from_json(entries: Sequence[dict[str, Any]]) -> tuple[Category, ...]:
         it, contain only things. "color" defaults to a colour derived from the id.
 
     Raises:
-      UserError: an entry has no id or no name, an id is negative, or two entries have the same id.
+      UserError: an entry is not valid, or two entries have the same id.
     """
-    categories = []
-    for entry in entries:
-        if "id" not in entry or "name" not in entry:
-            raise UserError(f'every category needs "id" and "name", but one is {entry}.')
-        color = entry.get("color") or _default_color(int(entry["id"]))
-        red, green, blue = (int(channel) for channel in color)
-        categories.append(
-            Category(int(entry["id"]), str(entry["name"]), bool(entry.get("isthing", 1)), (red, green, blue))
-        )
+    categories = [_from_entry(entry) for entry in entries]
     ids = [category.id for category in categories]
-    if ids and min(ids) < 0:
-        raise UserError(f"category ids must not be negative, but one is {min(ids)}.")
     repeated = sorted({category_id for category_id in ids if ids.count(category_id) > 1})
     if repeated:
         raise UserError(f"category ids must be unique, but these occur more than once: {repeated}.")
     return tuple(categories)
+
+
+def _from_entry(entry: Any) -> Category:
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or "name" not in entry:
+        raise UserError(f'every category needs an integer "id" and a "name", but one is {entry}.')
+    category_id = entry["id"]
+    if not 0 <= category_id <= _MAX_ID:
+        raise UserError(f"category ids must be from 0 to {_MAX_ID}, but one is {category_id}.")
+    color = entry.get("color") or _default_color(category_id)
+    if (
+        not isinstance(color, list | tuple)
+        or len(color) != 3
+        or not all(isinstance(channel, int) and 0 <= channel <= 255 for channel in color)
+    ):
+        raise UserError(
+            f'the "color" of category {category_id} must be 3 integers from 0 to 255, not {color}.'
+        )
+    red, green, blue = color
+    return Category(category_id, str(entry["name"]), bool(entry.get("isthing", 1)), (red, green, blue))
 
 
 def _parse(table: str, isthing: bool) -> tuple[Category, ...]:

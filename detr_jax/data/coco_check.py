@@ -14,19 +14,25 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from detr_jax.data.categories import from_json
 from detr_jax.data.images import decode_image
 from detr_jax.data.segment_maps import MAX_SEGMENTS, ids_from_png
 from detr_jax.errors import UserError
 
 Entry = dict[str, Any]
 
-# Required fields of the entries of each list of the JSON file; the first identifies an entry.
-_FIELDS: dict[str, dict[str, type]] = {
-    "categories": {"id": int, "name": str},
-    "images": {"id": int, "file_name": str, "height": int, "width": int},
-    "annotations": {"image_id": int, "file_name": str, "segments_info": list},
+# Type of a required field, or the range of an integer.
+Kind = type | range
+
+_INT64 = range(-(2**63), 2**63)
+_LENGTH = range(1, 2**31)
+# Required fields of the entries of two lists of the JSON file; the first field identifies an entry.
+_FIELDS: dict[str, dict[str, Kind]] = {
+    "images": {"id": _INT64, "file_name": str, "height": _LENGTH, "width": _LENGTH},
+    "annotations": {"image_id": _INT64, "file_name": str, "segments_info": list},
 }
-_SEGMENT_FIELDS: dict[str, type] = {"id": int, "category_id": int, "area": int}
+_SEGMENT_FIELDS: dict[str, Kind] = {"id": _INT64, "category_id": _INT64, "area": range(2**63)}
+_LISTS = ("categories", *_FIELDS)
 _READER_THREADS = 8
 
 
@@ -56,7 +62,7 @@ def check_split(root: Path, split: str, progress: bool = False) -> Iterator[str]
         return
     for problem in find_json_problems(content):
         yield f"{path}: {problem}"
-    lists = _well_formed_lists(content)
+    lists = _valid_entries(content)
     images = {image["id"]: image for image in lists["images"]}
     pairs = [(images[a["image_id"]], a) for a in lists["annotations"] if a["image_id"] in images]
 
@@ -75,24 +81,21 @@ def find_json_problems(content: Any) -> Iterator[str]:
     Args:
       content: decoded JSON.
     """
-    absent = [key for key in _FIELDS if not _is_list(content, key)]
+    absent = [key for key in _LISTS if not _is_list(content, key)]
     if absent:
         yield from (f"no list of {key}" for key in absent)
         return
-    for key, fields in _FIELDS.items():
+    for key in _LISTS:
         for number, entry in enumerate(content[key]):
-            missing = _missing_fields(fields, entry)
-            if missing:
-                yield f"{key}[{number}] has no {', '.join(missing)}: {str(entry)[:80]}"
-    lists = _well_formed_lists(content)
+            problem = _entry_problem(key, entry)
+            if problem:
+                yield f"{key}[{number}]: {problem}"
+    lists = _valid_entries(content)
     for key, entries in lists.items():
-        identity, *_ = _FIELDS[key]
+        identity = "image_id" if key == "annotations" else "id"
         for value, count in Counter(entry[identity] for entry in entries).items():
             if count > 1:
                 yield f"{count} {key} have the {identity} {value}"
-    for category in lists["categories"]:
-        if category["id"] < 0:
-            yield f"category {category['name']} has the id {category['id']}: ids must not be negative"
     image_files = {image["id"]: image["file_name"] for image in lists["images"]}
     annotation_files = {entry["image_id"]: entry["file_name"] for entry in lists["annotations"]}
     for image_id in image_files.keys() - annotation_files.keys():
@@ -109,31 +112,54 @@ def _is_list(content: Any, key: str) -> bool:
     return isinstance(content, dict) and isinstance(content.get(key), list)
 
 
-def _well_formed_lists(content: Any) -> dict[str, list[Entry]]:
-    """The entries with all required fields, of each list of the JSON file."""
+def _valid_entries(content: Any) -> dict[str, list[Entry]]:
+    """The valid entries of each list of the JSON file."""
     return {
-        key: [entry for entry in content[key] if not _missing_fields(fields, entry)]
+        key: [entry for entry in content[key] if not _entry_problem(key, entry)]
         if _is_list(content, key)
         else []
-        for key, fields in _FIELDS.items()
+        for key in _LISTS
     }
 
 
-def _missing_fields(fields: dict[str, type], entry: Any) -> list[str]:
-    """Names and types of the fields that an entry lacks, or that are of another type."""
-    entry = entry if isinstance(entry, dict) else {}
-    return [
-        f"{name} ({kind.__name__})" for name, kind in fields.items() if not isinstance(entry.get(name), kind)
-    ]
+def _entry_problem(key: str, entry: Any) -> str | None:
+    """What is wrong with an entry of a list of the JSON file."""
+    if key != "categories":
+        return _field_problem(_FIELDS[key], entry)
+    try:
+        from_json([entry])
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _field_problem(fields: dict[str, Kind], entry: Any) -> str | None:
+    """Names the fields that an entry lacks or that have another type, if any."""
+    found = entry if isinstance(entry, dict) else {}
+    wrong = [f"{name} ({_describe(kind)})" for name, kind in fields.items() if not _is(kind, found.get(name))]
+    return f"missing or invalid {', '.join(wrong)} in {str(entry)[:80]}" if wrong else None
+
+
+def _is(kind: Kind, value: Any) -> bool:
+    return isinstance(value, int) and value in kind if isinstance(kind, range) else isinstance(value, kind)
+
+
+def _describe(kind: Kind) -> str:
+    if not isinstance(kind, range):
+        return "string" if kind is str else kind.__name__
+    return "integer" if kind == _INT64 else f"integer from {kind.start}"
 
 
 def _find_segment_problems(segments: list[Any], category_ids: set[int]) -> Iterator[str]:
     for segment in segments:
-        missing = _missing_fields(_SEGMENT_FIELDS, segment)
-        if missing:
-            yield f"a segment has no {', '.join(missing)}: {str(segment)[:80]}"
-        elif segment["category_id"] not in category_ids:
+        problem = _field_problem(_SEGMENT_FIELDS, segment)
+        if problem:
+            yield f"a segment has {problem}"
+            continue
+        if segment["category_id"] not in category_ids:
             yield f"segment {segment['id']} is of category {segment['category_id']}, which is not listed"
+        if segment.get("iscrowd", 0) not in (0, 1):
+            yield f"segment {segment['id']} has the iscrowd {segment['iscrowd']}, not 0 or 1"
     if len(segments) > MAX_SEGMENTS:
         yield f"{len(segments)} segments; at most {MAX_SEGMENTS} per image are supported"
 
@@ -160,7 +186,7 @@ def _find_file_problems(root: Path, split: str, image: Entry, annotation: Entry)
 
 def _find_pixel_problems(png: Image.Image, annotation: Entry) -> Iterator[str]:
     """Yields where the pixels of a PNG contradict the ids and areas that its annotation lists."""
-    segments = [entry for entry in annotation["segments_info"] if not _missing_fields(_SEGMENT_FIELDS, entry)]
+    segments = [entry for entry in annotation["segments_info"] if not _field_problem(_SEGMENT_FIELDS, entry)]
     ids, areas = np.unique(ids_from_png(png), return_counts=True)
     found = dict(zip(ids.tolist(), areas.tolist(), strict=True))
     listed = Counter(segment["id"] for segment in segments)

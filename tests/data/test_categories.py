@@ -34,10 +34,13 @@ def test_missing_isthing_means_thing_and_missing_colours_differ():
     ("entries", "message"),
     [
         ([{"id": 1}], "needs"),
+        ([{"id": "1", "name": "a"}], 'an integer "id"'),
+        ([3], "but one is 3"),
+        ([{"id": 1, "name": "a", "color": [1, 2]}], r"color.*not \[1, 2\]"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], r"unique.*\[1\]"),
         ([{"id": -1, "name": "a"}], "-1"),
     ],
 )
-def test_rejects_incomplete_repeated_and_negative_ids(entries, message):
+def test_rejects_incomplete_invalid_and_repeated_entries(entries, message):
     with pytest.raises(UserError, match=message):
         from_json(entries)

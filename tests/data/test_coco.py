@@ -101,14 +101,25 @@ def test_names_missing_images(coco_folder, drawn):
         ),
         (lambda content: content.pop("categories"), "has no categories"),
         (lambda content: content["categories"].clear(), r"not listed: \[\d+"),
-        (lambda content: content["images"][0].pop("width"), r"images\[0\] has no width \(int\)"),
+        (
+            lambda content: content["images"][0].pop("width"),
+            r"images\[0\]: missing or invalid width \(integer from 1\)",
+        ),
         (lambda content: content["images"].append(content["images"][0]), "several entries .* the same id"),
-        (lambda content: content["images"][2].update(height="tall"), r"images\[2\] has no height \(int\)"),
-        (lambda content: content["annotations"].insert(1, 7), r"annotations\[1\] has no image_id"),
+        (
+            lambda content: content["images"][2].update(height="tall"),
+            r"images\[2\]: missing or invalid height \(integer from 1\)",
+        ),
+        (
+            lambda content: content["annotations"].insert(1, 7),
+            r"annotations\[1\]: missing or invalid image_id",
+        ),
         (lambda content: content.update(categories=3), "no list of categories"),
+        (lambda content: content["images"][1].update(width=10**12), r"images\[1\]: .* width"),
+        (lambda content: content["categories"][0].update(color="red"), "must be 3 integers from 0 to 255"),
         (
             lambda content: content["annotations"][1]["segments_info"][0].pop("area"),
-            r"image 99: a segment has no area \(int\)",
+            r"image 99: a segment has missing or invalid area \(integer from 0\)",
         ),
     ],
 )

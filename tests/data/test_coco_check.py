@@ -37,13 +37,15 @@ def test_finds_every_problem_not_only_the_first(coco_folder, drawn):
 
     found = list(check_folder(coco_folder))
     for expected in (
-        "panoptic_val2017.json: categories[15] has no name (str)",
-        "panoptic_val2017.json: annotations[6] has no image_id (int), file_name (str), segments_info",
+        'panoptic_val2017.json: categories[15]: every category needs an integer "id" and a "name"',
+        "panoptic_val2017.json: annotations[6]: missing or invalid image_id (integer), file_name (string), "
+        "segments_info (list) in 3",
         "panoptic_val2017.json: 2 categories have the id 1",
-        "panoptic_val2017.json: category minus has the id -1: ids must not be negative",
+        "panoptic_val2017.json: categories[13]: category ids must be from 0 to 2147483647, but one is -1",
         "panoptic_val2017.json: image 7 (seven.png) has no annotation",
         "panoptic_val2017.json: annotation eight.png belongs to image 8, which is not listed",
-        "panoptic_val2017.json: image 100: a segment has no category_id (int), area (int): {'id': 6}",
+        "panoptic_val2017.json: image 100: a segment has missing or invalid category_id (integer), "
+        "area (integer from 0) in {'id': 6}",
         "100.png (image 100): segment 0 is listed, but 0 marks void pixels",
         f"panoptic_val2017.json: image 100: segment {first[0]['id']} is of category 99, which is not listed",
         f"100.png (image 100): segment {first[0]['id']} has {first[0]['area'] - 1} pixels, listed with "
