@@ -74,14 +74,14 @@ def surviving_queries(
 ) -> Survivors:
     """Queries whose most likely class other than "no object" exceeds a probability.
 
-    The original also requires that class to be more likely than "no object". The two differ for thresholds
-    below 0.5 only, which ask for uncertain objects.
+    The original also requires that class to be more likely than "no object", which makes a difference only for
+    thresholds below 0.5.
 
     Args:
       logits: Class scores of one image before the softmax; the last class is "no object".
       threshold: Class probability above which a query survives.
-      categories: If given, queries of any other class are dropped. The published models have 250 classes for
-        133 categories, and the remaining classes are never predicted by a trained model.
+      categories: If given, queries of any other class are dropped: the published models have 250 classes for
+        133 categories.
     """
     logits = np.asarray(logits, np.float32)
     classes = logits[:, :-1].argmax(-1)
@@ -125,7 +125,7 @@ def fuse(
     """Fuses the masks of a batch into one panoptic segmentation per image.
 
     Neither padded pairs nor padded pixels change a result. The computation runs on the device of the mask
-    logits, and each shape of them is compiled once.
+    logits, and each shape of them is compiled once per device.
 
     Args:
       survivors: Surviving queries of each image.

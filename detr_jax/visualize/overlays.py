@@ -175,7 +175,7 @@ def _text_box(
     width = right - left + 8
     x = min(max(center[0] - width / 2, 1), max(size[0] - width - 1, 1))
     y = min(max(center[1] - height / 2, 1), max(size[1] - height - 1, 1))
-    return x, y, x + width, y + height
+    return float(x), float(y), float(x + width), float(y + height)
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
