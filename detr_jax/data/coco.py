@@ -270,7 +270,7 @@ def _check_paths_exist(root: Path, split: str, paths: Sequence[Path]) -> None:
 
 
 def _check_files_exist(folder: Path, names: Sequence[str], annotations: Path) -> None:
-    # One listing of the folder: on a network disk, one query per file takes minutes.
+    # One listing of the folder instead of one query per file, which is slow on network disks.
     present = {entry.name for entry in os.scandir(folder)}
     missing = [name for name in names if name not in present and not (folder / name).is_file()]
     if missing:

@@ -26,7 +26,7 @@ Kind = type | range
 
 _INT64 = range(-(2**63), 2**63)
 _LENGTH = range(1, 2**31)
-# Required fields of the entries of two lists of the JSON file; the first field identifies an entry.
+# Required fields of the entries of two of the lists in the JSON file; `from_json` checks categories.
 _FIELDS: dict[str, dict[str, Kind]] = {
     "images": {"id": _INT64, "file_name": str, "height": _LENGTH, "width": _LENGTH},
     "annotations": {"image_id": _INT64, "file_name": str, "segments_info": list},
@@ -76,10 +76,10 @@ def check_split(root: Path, split: str, progress: bool = False) -> Iterator[str]
 
 
 def find_json_problems(content: Any) -> Iterator[str]:
-    """Yields every problem of the content of an annotation file that shows without opening the images.
+    """Yields every problem of an annotation file that can be found without opening images.
 
     Args:
-      content: decoded JSON.
+      content: decoded JSON of the file.
     """
     absent = [key for key in _LISTS if not _is_list(content, key)]
     if absent:

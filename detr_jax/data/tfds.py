@@ -157,7 +157,7 @@ def _import_tfds() -> ModuleType:
         import tensorflow_datasets
     except ImportError as error:
         raise MissingPackageError(
-            "data.source=tfds needs TensorFlow Datasets: pip install 'detr_jax[tfds]'."
+            "Reading TFDS data (data.source=tfds) needs TensorFlow Datasets: pip install 'detr_jax[tfds]'."
         ) from error
     return tensorflow_datasets
 
