@@ -1,1 +1,1 @@
-"""Everything around a run: devices, start-up, interruption, reporting, files."""
+"""Services of a run: devices, start-up, interruption, reporting, files."""

@@ -1,4 +1,4 @@
-"""Stopping between two steps when the machine is about to be taken away."""
+"""SIGTERM as a request to stop: sent when the machine is about to be preempted."""
 
 import signal
 import threading
@@ -9,33 +9,39 @@ from jax.experimental import multihost_utils
 
 
 class Interruption:
-    """Knows within its `with` block whether the run was told to stop, by SIGTERM.
+    """Records, within its `with` block, whether SIGTERM asked the run to stop.
 
-    One process asks its signal handler. Several let JAX's preemption service agree on a step, since all of
-    them must save the same one.
+    A single process installs a signal handler. Several processes must all save the same step, so they use
+    JAX's preemption service, which makes them agree on one.
     """
 
     def __init__(self) -> None:
-        """Changes nothing yet."""
-        self._told = threading.Event()
-        self._alone = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        self._received = threading.Event()
+        # Python allows signal handlers in the main thread only.
+        self._handles_signal = (
+            jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        )
 
     def __enter__(self) -> "Interruption":
-        if self._alone:
-            self._before = signal.signal(signal.SIGTERM, self._notice)
+        if self._handles_signal:
+            self._previous_handler = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._alone:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._handles_signal:
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
-    def _notice(self, number: int, frame: FrameType | None) -> None:
-        self._told.set()
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received.set()
 
     def requested(self, step: int) -> bool:
-        """Whether to save and stop after a step; all processes get the same answer."""
+        """Whether to save and stop after a step. All processes return the same value.
+
+        Args:
+          step: Number of updates so far, the same on all processes.
+        """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._told.is_set()
+        return self._received.is_set()

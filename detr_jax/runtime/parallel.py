@@ -1,4 +1,9 @@
-"""Data parallelism: every program of the project runs through here, one replica per local device."""
+"""Data parallelism: one replica of every program per local device, and one process or more.
+
+Arrays of replicas have a leading device axis. Metrics, matching and evaluation read the shards of this
+process's own devices; the mean of gradients and metrics in the train step is the only collective between
+devices.
+"""
 
 import functools
 import pickle
@@ -8,18 +13,23 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
+from ml_collections import ConfigDict
+
+from detr_jax.errors import UserError
 
 AXIS = "batch"
 
 
-def connect(config: Any) -> None:
-    """Joins the other processes of a run; to be called before any device is used.
+def connect(config: ConfigDict) -> None:
+    """Joins the other processes of a run. Must be called before any device is used.
 
     Args:
-      config: `distributed` section.
+      config: The `distributed` section of a config.
 
     Raises:
-      ValueError: the environment tells nothing of other processes, or contradictory settings.
+      UserError: The environment describes no cluster, or the settings contradict each other.
     """
     if not config.coordinator:
         return
@@ -29,64 +39,78 @@ def connect(config: Any) -> None:
         else:
             jax.distributed.initialize(config.coordinator, config.processes, config.process)
     except ValueError as error:
-        raise ValueError(
-            f"cannot join other processes ({error}): under Slurm, Open MPI, Kubernetes or on cloud TPUs, set "
-            "--config.distributed.coordinator=auto, elsewhere coordinator=HOST:PORT, processes=COUNT and "
-            "process=INDEX"
+        raise UserError(
+            f"cannot join the other processes ({error}): under Slurm, Open MPI, Kubernetes or on cloud TPUs, "
+            "set --config.distributed.coordinator=auto; elsewhere set coordinator=HOST:PORT, processes=COUNT "
+            "and process=INDEX"
         ) from error
 
 
 def per_device(
     function: Callable[..., Any], devices: Sequence[jax.Device] | None = None, **options: Any
 ) -> Callable[..., Any]:
-    """Compiles a function for every local device; arguments and results get a leading device axis."""
+    """Compiles a function for each local device. All arguments and results get a leading device axis.
+
+    This is the only place that names `jax.pmap`. The train step is why: its forward program returns a vjp,
+    which its second program applies. A vjp is a pytree of residuals whose number and ranks are known only
+    after tracing, scalars among them, and pmap adds the device axis to every leaf. Since jax 0.8, pmap is
+    implemented as `jit(shard_map)`, so both compile to the same code.
+
+    A move to `shard_map` would change this module, `assign_batch` and the tests of lowering:
+
+    - `per_device` would remove the device axis from each argument and add it to each result;
+    - with several processes, `replicate` and `shard` would build global arrays
+      (`jax.make_array_from_process_local_data`), where pmap takes and returns process-local ones;
+    - so the host's matching would read `local_parts` of the costs and not the whole array.
+
+    Args:
+      function: Function of one device's arrays. A module-level function or a `functools.partial` of one:
+        JAX keeps compiled functions forever, and with a bound method all that its object holds.
+      devices: Devices to run on; all local devices by default.
+      **options: Options of `jax.pmap`.
+    """
     return jax.pmap(function, axis_name=AXIS, devices=devices, **options)
 
 
 def mean_over_devices(tree: Any) -> Any:
-    """Average over all devices of all hosts, inside a function made `parallel`."""
+    """The mean over all devices of all processes, inside a function compiled by `per_device`."""
     return jax.lax.pmean(tree, AXIS)
 
 
 def device_count(devices: Sequence[jax.Device] | None = None) -> int:
-    """Number of replicas of this process."""
+    """Number of replicas in this process."""
     return jax.local_device_count() if devices is None else len(devices)
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-    """Puts a copy of every array on every device."""
+    """Copies each array to each device and adds the device axis.
+
+    Args:
+      tree: Arrays or numbers, on the host.
+      devices: Devices to copy to; all local devices by default.
+    """
     count = device_count(devices)
     return _put(jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), tree), devices)
 
 
-def _put(tree: Any, devices: Sequence[jax.Device] | None) -> Any:
-    """Arrays with a device axis, laid out as every program returns them, so that none compiles twice."""
-    return jax.device_put(tree, _sharding(None if devices is None else tuple(devices)))
-
-
-@functools.cache
-def _sharding(devices: tuple[jax.Device, ...] | None) -> jax.sharding.Sharding:
-    return per_device(lambda x: x, devices)(np.zeros(device_count(devices), np.float32)).sharding
-
-
-def unreplicate(tree: Any) -> Any:
-    """The first device's copy, on the host."""
-    return jax.tree.map(lambda x: np.asarray(x[0]), tree)
-
-
 def shard(tree: Any, devices: Sequence[jax.Device] | None = None, parts: int = 1) -> Any:
-    """Puts a part of the batch on every device: (B, ...) becomes (devices, B / devices, ...).
+    """Divides a batch among the devices: (batch, ...) becomes (devices, batch / devices, ...).
+
+    Args:
+      tree: Arrays with a leading batch axis, on the host.
+      devices: Devices to copy to; all local devices by default.
+      parts: Number of parts that the batch of each device must be divisible into.
 
     Raises:
-      ValueError: the batch does not divide by the devices, or by as many parts for each.
+      UserError: The batch size is not divisible by the number of devices times `parts`.
     """
     count = device_count(devices)
 
     def split(x: np.ndarray) -> np.ndarray:
         if len(x) % (count * parts):
             in_parts = f" in {parts} parts" if parts > 1 else ""
-            raise ValueError(
-                f"a batch of {len(x)} images does not divide by {count} devices{in_parts}: "
+            raise UserError(
+                f"a batch of {len(x)} images cannot be divided among {count} devices{in_parts}: "
                 f"choose batch sizes that are multiples of {jax.process_count() * count * parts}"
             )
         return x.reshape(count, -1, *x.shape[1:])
@@ -94,15 +118,50 @@ def shard(tree: Any, devices: Sequence[jax.Device] | None = None, parts: int = 1
     return _put(jax.tree.map(split, tree), devices)
 
 
+def _put(tree: Any, devices: Sequence[jax.Device] | None) -> Any:
+    return jax.device_put(tree, _sharding(None if devices is None else tuple(devices)))
+
+
+@functools.cache
+def _sharding(devices: tuple[jax.Device, ...] | None) -> NamedSharding:
+    """The layout of pmap's results, so that a program compiled for one compiles no second time for the other.
+
+    pmap names its only mesh axis like the axis of collectives and splits the leading axis of each array.
+    """
+    mesh = Mesh(np.array(devices or jax.local_devices()), (AXIS,))
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def local_parts(array: Shaped[Array, "devices ..."]) -> list[Shaped[Array, "..."]]:
+    """The parts of an array with a device axis: one per local device, still there, without that axis.
+
+    Unlike `array[index]`, this moves nothing between devices.
+    """
+    shards = sorted(array.addressable_shards, key=lambda part: part.index[0].start or 0)
+    return [part.data[0] for part in shards]
+
+
+def unreplicate(tree: Any) -> Any:
+    """The copy on the first local device, on the host and without the device axis.
+
+    Unlike `array[0]`, which gathers the array of all devices on each of them, this runs no program.
+    """
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+
+
 def max_over_processes(value: int) -> int:
-    """The largest of a number over all processes, so that all of them run the same program."""
+    """The maximum of a number over all processes, which makes them choose the same program."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.array(value)).max())
 
 
 def gather(value: Any) -> list[Any]:
-    """A Python object of every process, on every process."""
+    """The values of all processes, on each process.
+
+    Args:
+      value: Any Python object that can be pickled.
+    """
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)

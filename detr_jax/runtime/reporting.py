@@ -1,4 +1,4 @@
-"""What a run says while it goes on: progress on the terminal, metrics in files, curves."""
+"""What a run reports: lines on the terminal, metrics in files, curves."""
 
 import functools
 import json
@@ -12,69 +12,96 @@ from rich.console import Console
 
 from detr_jax.runtime.files import write_text
 
-SHOWN = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
+LOGGED_LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
+
+
+def log(text: str) -> None:
+    """Prints a line of text, on process 0 only."""
+    if jax.process_index() == 0:
+        Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+class StepTimer:
+    """Measures the mean time of a training step."""
+
+    def __init__(self) -> None:
+        self._start: tuple[int, float] | None = None
+
+    def start(self, step: int) -> None:
+        """Starts measuring after a step; also restarts it, after work that is not training."""
+        self._start = step, time.monotonic()
+
+    def seconds_per_step(self, step: int) -> float | None:
+        """Mean time since `start` in seconds, after a step; None if none was made since."""
+        if self._start is None or step <= self._start[0]:
+            return None
+        first, since = self._start
+        return max(time.monotonic() - since, 1e-9) / (step - first)
 
 
 class Reporter:
-    """Writes metrics.jsonl, TensorBoard events and curves.png into a workdir; only process 0 does."""
+    """Writes metrics.jsonl, TensorBoard events and curves.png to a working directory, on process 0 only."""
 
-    def __init__(self, workdir: str | Path, total_steps: int, batch_size: int):
-        """Appends to what the workdir has.
+    def __init__(self, workdir: str | Path):
+        """Creates the working directory. Files in it are appended to.
 
         Args:
-          workdir: of the run.
-          total_steps: of the run, for the time left.
-          batch_size: over all devices and hosts, for images per second.
+          workdir: Directory of the run.
         """
-        self.workdir, self.total_steps, self.batch_size = Path(workdir), total_steps, batch_size
+        self.workdir = Path(workdir)
         self.active = jax.process_index() == 0
-        self.console = Console(quiet=not self.active, highlight=False, soft_wrap=True)
-        self._mark: tuple[int, float] | None = None
         if self.active:
             self.workdir.mkdir(parents=True, exist_ok=True)
 
     @functools.cached_property
     def _events(self) -> Any:
-        """Made when first written to: one that never was cannot close itself where an error ends a run."""
-        from tensorboardX import SummaryWriter  # here, since it takes seconds to import
+        """Created on the first write: a writer without events fails to close when an error ends the run."""
+        from tensorboardX import SummaryWriter  # takes seconds to import
 
         return SummaryWriter(str(self.workdir))
 
     def drop_records_after(self, step: int) -> None:
-        """Takes what metrics.jsonl has of later steps out of it, since they will be made again."""
+        """Removes the records of later steps from metrics.jsonl: a resumed run writes them again."""
         path = self.workdir / "metrics.jsonl"
         if not self.active or not path.exists():
             return
         lines = path.read_text().splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        complete = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+        kept = [line for line in complete if json.loads(line)["step"] <= step]
         if len(kept) < len(lines):
             write_text(path, "".join(kept))
 
-    def say(self, text: str) -> None:
-        """Prints a line."""
-        self.console.print(text, markup=False)
+    def log_training(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        total_steps: int,
+        batch_size: int,
+        seconds_per_step: float | None,
+    ) -> None:
+        """Prints and writes the training metrics of a step.
 
-    def start(self, step: int) -> None:
-        """Begins, or begins again after an interruption, to measure images per second."""
-        self._mark = step, time.monotonic()
-
-    def log_training(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Reports training metrics at a step, with images/s since `start` and the time left."""
-        first, since = self._mark or (step, time.monotonic())
-        seconds = max(time.monotonic() - since, 1e-9) / max(step - first, 1)
-        left = time.strftime("%H:%M:%S", time.gmtime((self.total_steps - step) * seconds))
-        losses = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
-        if step == first:  # nothing was measured since `start`
-            self.say(f"step {step}/{self.total_steps}  {losses}")
-            self.write(step, metrics)
-            return
-        rate = self.batch_size / seconds
-        self.say(f"step {step}/{self.total_steps}  {losses}  {rate:.1f} images/s  {left} left")
-        self.write(step, {**metrics, "images_per_second": rate})
+        Args:
+          step: Number of updates so far.
+          metrics: Training metrics by name.
+          total_steps: Number of updates of the whole run.
+          batch_size: Number of images in a global batch, over all processes.
+          seconds_per_step: Mean time of a step in seconds, from which images per second and the remaining
+            time are computed; None if not measured yet.
+        """
+        losses = "  ".join(f"{name} {metrics[name]:.3f}" for name in LOGGED_LOSSES if name in metrics)
+        line = f"step {step}/{total_steps}  {losses}"
+        if seconds_per_step is not None:
+            rate = batch_size / seconds_per_step
+            left = time.strftime("%H:%M:%S", time.gmtime((total_steps - step) * seconds_per_step))
+            line += f"  {rate:.1f} images/s  {left} left"
+            metrics = {**metrics, "images_per_second": rate}
+        log(line)
+        self.write(step, metrics)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a record to the files."""
+        """Appends a record to metrics.jsonl and to the TensorBoard events."""
         if not self.active:
             return
         for name, value in metrics.items():
@@ -83,15 +110,15 @@ class Reporter:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def draw_curves(self) -> None:
-        """Draws curves.png from all metrics of the workdir."""
+        """Draws curves.png from all records in metrics.jsonl."""
         path = self.workdir / "metrics.jsonl"
         if self.active and path.exists():
-            records = [json.loads(line) for line in path.read_text().splitlines()]
-            from detr_jax import visualize
+            from detr_jax.visualize.curves import plot_curves  # loads matplotlib
 
-            visualize.plot_curves(records, self.workdir / "curves.png")
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            plot_curves(records, self.workdir / "curves.png")
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flushes the TensorBoard events."""
         if "_events" in self.__dict__:
             self._events.close()
