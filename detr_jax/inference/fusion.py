@@ -74,8 +74,8 @@ def surviving_queries(
 ) -> Survivors:
     """Queries whose most likely class other than "no object" exceeds a probability.
 
-    The original also requires that class to be more likely than "no object", which makes a difference only for
-    thresholds below 0.5.
+    The original also requires that class to be more likely than "no object". This differs only for thresholds
+    below 0.5.
 
     Args:
       logits: Class scores of one image before the softmax; the last class is "no object".

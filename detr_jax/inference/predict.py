@@ -8,12 +8,12 @@ from typing import Any
 from ml_collections import ConfigDict
 from PIL import Image
 
-import detr_jax.config
+from detr_jax.config import validate
 from detr_jax.data.categories import coco_panoptic, to_json
 from detr_jax.data.images import list_images, read_image
 from detr_jax.errors import UserError
 from detr_jax.inference.predictor import Predictor
-from detr_jax.runtime import reporting
+from detr_jax.runtime.reporting import log
 from detr_jax.visualize import overlay
 from detr_jax.weights.class_agreement import known_categories
 from detr_jax.weights.initialize import trained_model
@@ -31,7 +31,7 @@ def predict(config: ConfigDict, workdir: str | Path, images: Sequence[str]) -> N
       MissingFileError: There are no images, or there is no checkpoint.
       UserError: A config field is invalid, or the model has no mask head.
     """
-    detr_jax.config.validate(config)
+    validate(config)
     files = list(list_images(images))
     model, params, source = trained_model(config, workdir)
     categories = known_categories(source, model.num_classes) or coco_panoptic()
@@ -66,7 +66,7 @@ def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Pat
         try:
             pixels = read_image(file)
         except UserError as error:
-            reporting.log(f"skipped: {error}")
+            log(f"skipped: {error}")
             continue
         result = predictor(pixels)
         name = f"{file.stem}.png"
@@ -77,6 +77,6 @@ def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Pat
         height, width = pixels.shape[:2]
         written["images"].append({"id": image_id, "file_name": file.name, "height": height, "width": width})
         written["annotations"].append(result.annotation(image_id, name))
-        reporting.log(f"{file}: {len(result.segments_info)} segments")
+        log(f"{file}: {len(result.segments_info)} segments")
     (folder / "panoptic.json").write_text(json.dumps(written))
-    reporting.log(f"wrote {len(written['images'])} predictions to {folder}")
+    log(f"wrote {len(written['images'])} predictions to {folder}")

@@ -10,8 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
-import detr_jax.config
-from detr_jax.config import default_config, parse_config
+from detr_jax.config import default_config, parse_config, validate
 from detr_jax.data.categories import coco_panoptic, from_json
 from detr_jax.data.example import Category, coco_bbox
 from detr_jax.data.images import ImageLike, pad_images, read_image, resize_for_eval, static_shape
@@ -111,13 +110,13 @@ class Predictor:
         config.eval.update({name: value for name, value in chosen.items() if value is not None})
         config.model.dtype = dtype or config.model.dtype
         if stored:
-            detr_jax.config.validate(config)
+            validate(config)
             model, params = load_model(str(source), config.model)
             return cls(model, params, categories or from_json(json.loads(stored["categories"])), config)
         state = tensor_files.read_state_dict(source)
         config.model.dilation = "dc5" in Path(source).name.lower() if dilation is None else dilation
         config.model.update(layouts.model_options_of(state))
-        detr_jax.config.validate(config)
+        validate(config)
         model = build_model(config.model)
         params = layouts.from_state_dict(state, model, str(source))
         coco = tuple(category for category in coco_panoptic() if category.id < model.num_classes)
