@@ -4,7 +4,6 @@ ResNet: https://arxiv.org/abs/1512.03385 (original: models/backbone.py and torch
 """
 
 import functools
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -17,8 +16,6 @@ from detr_jax.models.layers import GroupNorm
 from detr_jax.ops.convolution import convolve, convolve_stem, max_pool
 from detr_jax.ops.elementwise import relu, relu_inside
 from detr_jax.ops.padding import ceil_div, valid_mask, zero_outside
-
-Norm = Literal["frozen_batch", "group"]
 
 # Depth: (blocks of each stage, whether the blocks are bottlenecks)
 RESNETS = {
@@ -71,7 +68,7 @@ class ConvNorm(nn.Module):
 
     features: int
     kernel_size: int
-    norm: Norm
+    norm: str
     dtype: DTypeLike
     stride: int = 1
     dilation: int = 1
@@ -127,7 +124,7 @@ class Block(nn.Module):
     bottleneck: bool
     stride: int
     dilation: int
-    norm: Norm
+    norm: str
     dtype: DTypeLike
 
     @nn.compact
@@ -174,7 +171,7 @@ class Backbone(nn.Module):
 
     depth: int
     width: int
-    norm: Norm
+    norm: str
     dilation: bool
     dtype: DTypeLike
     remat: bool

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from detr_jax.errors import UserError
 from detr_jax.models import initializers
-from detr_jax.models.backbone import Backbone, Norm
+from detr_jax.models.backbone import Backbone
 from detr_jax.models.layers import Conv
 from detr_jax.models.mask_head import Features, MaskHead
 from detr_jax.models.position import LearnedEncoding, sine_encoding
@@ -110,7 +110,7 @@ class Detr(nn.Module):
     num_queries: int
     resnet_depth: int
     resnet_width: int
-    norm: Norm
+    norm: str
     dilation: bool
     position: str
     hidden_dim: int
