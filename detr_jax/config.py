@@ -1,173 +1,286 @@
-"""Every config field and its default. The experiments under `configs/` change some of them."""
+"""Every config field: its default, the values it accepts, and its meaning.
 
+The experiments in `configs/` start from these defaults: the panoptic ResNet-50 model on COCO, as published.
+Equations are numbered as in the paper on panoptic segmentation, see docs/architecture.md.
+"""
+
+import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from detr_jax.config_rules import (
+    Field,
+    address,
+    any_text,
+    at_least,
+    below_one,
+    between,
+    boolean,
+    even,
+    interval,
+    lengths,
+    non_negative,
+    one_of,
+    positive,
+    scales,
+    segments,
+    shapes,
+    some_text,
+)
+from detr_jax.errors import UserError
+
+# fmt: off
+FIELDS: dict[str, Field] = {
+    "seed": Field(0, at_least(0), "random seed of initial weights, dropout and the order of images"),
+    "stage": Field("joint", one_of("boxes", "masks", "joint"),
+        "parameters to train: 'boxes', all but the mask head; 'masks', the mask head; 'joint', all"),
+    "init_from": Field("", any_text, "checkpoint to start from: file, name on the hub, or workdir of a run"),
+    "init_backbone_from": Field("", any_text,
+        "backbone to start from: an ImageNet ResNet of torchvision, or a DETR"),
+    "batch_size": Field(16, at_least(1), "images per training step, over all devices of all hosts"),
+    "accumulate_steps": Field(1, at_least(1),
+        "parts of a batch that are computed one after another: less memory, the same update"),
+    "epochs": Field(1.0, positive, "length of the training in passes over the data"),
+    "steps": Field(0, at_least(0), "length of the training in steps; 0: as given by `epochs`"),
+    "pair_lengths": Field((8, 16, 32, 64, 100), lengths,
+        "static numbers of (image, query) pairs that the mask head is compiled for, per image"),
+
+    "model.masks": Field(True, boolean, "whether the model has a mask head"),
+    "model.num_classes": Field(0, at_least(0),
+        "number of classes, whose indices are category ids; 0: that of the checkpoint if its classes are "
+        "the data's, else the largest id plus one (COCO: 250)"),
+    "model.num_queries": Field(100, at_least(1), "number of object queries"),
+    "model.resnet_depth": Field(50, one_of(18, 34, 50, 101), "layers of the ResNet"),
+    "model.resnet_width": Field(64, at_least(1), "channels of the ResNet's stem"),
+    "model.norm": Field("frozen_batch", one_of("frozen_batch", "group"),
+        "normalisation of the backbone; 'group' to train a backbone from scratch"),
+    "model.dilation": Field(False, boolean, "whether C5 is dilated to stride 16 (DC5) instead of 32"),
+    "model.position": Field("sine", one_of("sine", "learned"), "position encoding"),
+    "model.hidden_dim": Field(256, even, "features of the transformer"),
+    "model.num_heads": Field(8, at_least(1), "attention heads"),
+    "model.num_encoder_layers": Field(6, at_least(0), "encoder layers"),
+    "model.num_decoder_layers": Field(6, at_least(1), "decoder layers"),
+    "model.feedforward_dim": Field(2048, at_least(1), "hidden features of the feed-forward layers"),
+    "model.dropout": Field(0.1, below_one, "dropout probability of the transformer"),
+    "model.dtype": Field("float32", one_of("float32", "bfloat16"),
+        "dtype of the computation; parameters and losses are float32"),
+    "model.remat": Field(False, boolean, "whether training recomputes activations: less memory, more time"),
+    "model.pyramid": Field(True, boolean, "whether the mask head receives the backbone's C2 to C4"),
+    "model.attention_gain": Field(1.0, positive,
+        "factor on the mask head's initial weights for attention maps"),
+
+    # The lambdas of Eqs. 4, 8 and 14, by default as in the original code.
+    "loss.cls": Field(1.0, non_negative, "weight of the class losses"),
+    "loss.count": Field(0.0, non_negative, "weight of the counting term, which has no gradient"),
+    "loss.box": Field(1.0, non_negative, "weight of both box losses"),
+    "loss.iou": Field(2.0, non_negative, "weight of the GIoU loss among the box losses"),
+    "loss.l1": Field(5.0, non_negative, "weight of the L1 loss among the box losses"),
+    "loss.seg": Field(1.0, non_negative, "weight of both mask losses"),
+    "loss.dice": Field(1.0, non_negative, "weight of the dice loss among the mask losses"),
+    "loss.focal": Field(1.0, non_negative, "weight of the focal loss among the mask losses"),
+    "loss.no_object": Field(0.1, non_negative, "weight of queries without a target in the cross-entropy"),
+    "loss.auxiliary": Field(True, boolean, "whether every decoder layer has class and box losses"),
+    # On a part of the targets and pixels, mask losses take less time and are the same up to noise.
+    "loss.mask_targets": Field(0, at_least(0),
+        "maximum number of mask targets per image, resampled every step; 0: all"),
+    "loss.mask_pixels": Field(1, at_least(1),
+        "stride of the rows and columns that mask losses are computed on"),
+
+    # Eq. 6. A frozen detector was trained with these weights, so they are separate from those of the loss.
+    "matching.method": Field("scipy", one_of("scipy", "optax"),
+        "solver of the assignment: 'scipy' on the host, 'optax' on the device"),
+    "matching.cls": Field(1.0, non_negative, "weight of the class cost"),
+    "matching.l1": Field(5.0, non_negative, "weight of the L1 cost of boxes"),
+    "matching.iou": Field(2.0, non_negative, "weight of the GIoU cost of boxes"),
+
+    "optim.learning_rate": Field(1e-4, positive, "learning rate of all but the backbone"),
+    "optim.learning_rate_backbone": Field(1e-5, non_negative, "learning rate of the backbone; 0: frozen"),
+    "optim.weight_decay": Field(1e-4, non_negative, "weight decay of AdamW"),
+    "optim.b2": Field(0.999, below_one, "decay of AdamW's second moment"),
+    "optim.clip_norm": Field(0.1, positive, "maximum global norm of the gradient"),
+    "optim.schedule": Field("step", one_of("step", "cosine", "constant"),
+        "schedule of the learning rates; 'step': a tenth from `drop_at`"),
+    "optim.drop_at": Field(2.0 / 3.0, between(0, 1),
+        "fraction of the training after which 'step' drops the rates"),
+    "optim.warmup_steps": Field(0, at_least(0), "steps of linear warm-up"),
+
+    "data.source": Field("coco", one_of("coco", "tfds", "shapes"),
+        "dataset: a folder in COCO's panoptic format, TFDS, or generated pictures"),
+    "data.root": Field("", any_text, "folder of the dataset; for TFDS, its data_dir"),
+    "data.train_split": Field("train2017", some_text, "name of the training split"),
+    "data.eval_split": Field("val2017", some_text, "name of the evaluation split"),
+    "data.train_count": Field(0, at_least(0), "number of generated training pictures"),
+    "data.eval_count": Field(0, at_least(0), "number of generated evaluation pictures"),
+    "data.train_shapes": Field(
+        ((544, 736), (640, 864), (704, 960), (768, 608), (768, 1024), (800, 1216), (864, 736), (1024, 800),
+         (1216, 800), (1344, 1344)), shapes,
+        "static shapes (height, width) that training images are padded to, in pixels; each is compiled"),
+    "data.eval_shapes": Field(
+        ((800, 800), (800, 1088), (1088, 800), (800, 1216), (1216, 800), (800, 1344), (1344, 800)), shapes,
+        "static shapes (height, width) that evaluation images are padded to, in pixels; each is compiled"),
+    "data.eval_scale": Field(800, at_least(1), "shorter side of evaluation images in pixels"),
+    "data.train_scales": Field(tuple(range(480, 801, 32)), scales,
+        "shorter sides that training images are resized to, in pixels; empty: no resize"),
+    "data.max_size": Field(1333, at_least(1), "maximum longer side of resized images in pixels"),
+    "data.crop_probability": Field(0.5, between(0, 1), "probability of a random crop"),
+    "data.crop_scales": Field((400, 500, 600), scales,
+        "shorter sides before a crop, in pixels; empty: no resize"),
+    "data.crop_range": Field((384, 600), interval, "smallest and largest side of a crop in pixels"),
+    "data.flip": Field(True, boolean, "whether training images are mirrored with probability 0.5"),
+    "data.max_targets": Field(100, segments, "maximum number of segments per image; the largest are kept"),
+    "data.crowd": Field("keep", one_of("keep", "drop"),
+        "whether crowd segments are training targets; 'keep', as in the original panoptic reader"),
+    "data.threads": Field(8, at_least(0), "threads that load batches; 0: load on demand"),
+
+    "eval.every_epochs": Field(1.0, positive, "epochs between evaluations"),
+    "eval.batch_size": Field(8, at_least(1), "images per evaluation batch, over all devices of all hosts"),
+    "eval.threshold": Field(0.85, between(0, 1), "class probability above which a query becomes a segment"),
+    "eval.merge_stuff": Field("first", one_of("first", "always"),
+        "rounds of fusion that merge segments of one stuff class: the first, as in the original, or all"),
+    "eval.duplicate_iou": Field(1.0, between(0, 1),
+        "mask IoU above which the lower-scoring query is dropped; 1: none, as in the original"),
+    "eval.backend": Field("stream", one_of("stream", "panopticapi"),
+        "implementation of PQ: this project's or the official one, with the same results"),
+    "eval.pictures": Field(8, at_least(0), "evaluation images drawn beside their ground truth"),
+
+    "checkpoint.every_steps": Field(1000, at_least(1), "steps between checkpoints"),
+    "checkpoint.keep": Field(2, at_least(1),
+        "newest checkpoints to keep; that of the best evaluation is in `best/`"),
+
+    # Several processes train one model, on one host or many. Each is started with the same command.
+    "distributed.coordinator": Field("", address,
+        "HOST:PORT of process 0; 'auto': from Slurm, Open MPI, Kubernetes or a cloud TPU; '': one process"),
+    "distributed.processes": Field(1, at_least(1), "number of processes"),
+    "distributed.process": Field(0, at_least(0), "index of this process"),
+
+    "log_every_steps": Field(50, at_least(1), "steps between logged metrics"),
+    "profile": Field(0, at_least(0), "training steps to trace into the workdir, for TensorBoard or Perfetto"),
+}
+# fmt: on
+
 
 def default_config() -> ConfigDict:
-    """The panoptic ResNet-50 model on COCO, as published."""
+    """The default of every field, by section."""
     config = ConfigDict()
-    config.seed = 0
-    # What is trained: "boxes" (all but the mask head), "masks" (the mask head alone), "joint" (everything).
-    config.stage = "joint"
-    # Start from these weights: a .pth or .safetensors file, a hub name, or the workdir of another run.
-    config.init_from = ""
-    # Start the backbone from these: an ImageNet ResNet of torchvision, or the backbone of a DETR.
-    config.init_backbone_from = ""
-    config.batch_size = 16  # over all devices of all hosts
-    # k: a batch is computed in k parts, one after the other: the same update in less memory.
-    config.accumulate_steps = 1
-    config.epochs = 1.0
-    config.steps = 0  # 0: what the epochs make
-    # Static lengths of the mask head's pair lists, per image.
-    config.pair_lengths = (8, 16, 32, 64, 100)
-
-    config.model = model = ConfigDict()
-    model.masks = True
-    # Class indices are category ids. 0: as many as the checkpoint has if its classes are the data's; else 250
-    # for COCO, as published, and one more than the largest id for other data.
-    model.num_classes = 0
-    model.num_queries = 100
-    model.resnet_depth = 50
-    model.resnet_width = 64
-    model.norm = "frozen_batch"  # or "group", to train a backbone from scratch
-    model.dilation = False  # True: DC5
-    model.position = "sine"  # or "learned"
-    model.hidden_dim = 256
-    model.num_heads = 8
-    model.num_encoder_layers = 6
-    model.num_decoder_layers = 6
-    model.feedforward_dim = 2048
-    model.dropout = 0.1
-    model.dtype = "float32"  # of the computation; or "bfloat16"
-    model.remat = False  # True: less memory in training, more time
-    model.pyramid = True  # False: the mask head does not see the backbone's levels
-    model.attention_gain = 1.0  # of the mask head's initial weights for attention maps
-
-    # The lambdas of the paper's Eqs. 4, 8 and 14; here as in the original code.
-    config.loss = loss = ConfigDict()
-    loss.cls = 1.0
-    loss.count = 0.0
-    loss.box = 1.0
-    loss.iou = 2.0
-    loss.l1 = 5.0
-    loss.seg = 1.0
-    loss.dice = 1.0
-    loss.focal = 1.0
-    loss.no_object = 0.1
-    loss.auxiliary = True  # class and box losses on every decoder layer
-    # Masks cost most of a step; on a part of the targets and pixels the losses are the same but for noise.
-    loss.mask_targets = 0  # of an image at most so many, drawn anew every time; 0: all
-    loss.mask_pixels = 1  # k: only every k-th row and column
-
-    # Eq. 6. A frozen detector was trained with these, so they do not follow the lambdas of the loss.
-    config.matching = matching = ConfigDict()
-    matching.method = "scipy"  # on the host; or "optax", on the device
-    matching.cls = 1.0
-    matching.l1 = 5.0
-    matching.iou = 2.0
-
-    config.optim = optim = ConfigDict()
-    optim.learning_rate = 1e-4
-    optim.learning_rate_backbone = 1e-5  # 0: the backbone is frozen
-    optim.weight_decay = 1e-4
-    optim.b2 = 0.999  # decay of AdamW's second moment
-    optim.clip_norm = 0.1
-    optim.schedule = "step"  # a tenth from `drop_at` of the run on; or "cosine", "constant"
-    optim.drop_at = 2.0 / 3.0
-    optim.warmup_steps = 0
-
-    config.data = data = ConfigDict()
-    data.source = "coco"  # a COCO panoptic folder; or "tfds", "shapes"
-    data.root = ""  # the folder; for tfds, its data_dir
-    data.train_split = "train2017"
-    data.eval_split = "val2017"
-    data.train_count = 0  # of generated images
-    data.eval_count = 0
-    # Static shapes (height, width) that images are padded to.
-    data.train_shapes = (
-        (544, 736),
-        (640, 864),
-        (704, 960),
-        (768, 608),
-        (768, 1024),
-        (800, 1216),
-        (864, 736),
-        (1024, 800),
-        (1216, 800),
-        (1344, 1344),
-    )
-    data.eval_shapes = (
-        (800, 800),
-        (800, 1088),
-        (1088, 800),
-        (800, 1216),
-        (1216, 800),
-        (800, 1344),
-        (1344, 800),
-    )
-    data.eval_scale = 800  # shortest side, in pixels
-    data.train_scales = tuple(range(480, 801, 32))
-    data.max_size = 1333  # longest side
-    data.crop_probability = 0.5
-    data.crop_scales = (400, 500, 600)
-    data.crop_range = (384, 600)
-    data.flip = True
-    data.max_targets = 100  # per image
-    data.crowd = "keep"  # as the original panoptic reader; or "drop"
-    data.threads = 8
-
-    config.eval = evaluation = ConfigDict()
-    evaluation.every_epochs = 1.0
-    evaluation.batch_size = 8
-    evaluation.threshold = 0.85
-    evaluation.merge_stuff = "first"  # as the original; or "always"
-    evaluation.duplicate_iou = 1.0  # of masks, beyond which the surer query remains; 1: both, as the original
-    evaluation.backend = "stream"  # or "panopticapi", the official code
-    evaluation.pictures = 8
-
-    config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every_steps = 1000
-    checkpoint.keep = 2  # of the newest; the one of the best evaluation is kept in the workdir's best/
-
-    # Several processes, on one host or many, that train one model. Each is started with the same command.
-    config.distributed = distributed = ConfigDict()
-    # host:port of process 0; "auto": as Slurm, Open MPI, Kubernetes or a cloud TPU tells; "": one process.
-    distributed.coordinator = ""
-    distributed.processes = 1
-    distributed.process = 0  # which of them this is
-
-    config.log_every_steps = 50
-    config.profile = 0  # writes a trace of this many steps to the workdir, for TensorBoard or Perfetto
+    for path, field in FIELDS.items():
+        section, _, key = path.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        (config[section] if section else config)[key] = field.default
     return config
 
 
-def parse_config(text: str) -> ConfigDict:
-    """The config that a run left as JSON, in its workdir or in an exported checkpoint."""
+def parse_config(stored: str) -> ConfigDict:
+    """Reads a config that a run stored as JSON, in its workdir or in an exported checkpoint.
 
-    def tuples(value: Any) -> Any:  # which JSON does not have
+    Args:
+      stored: JSON text. Fields that it lacks keep their defaults.
+
+    Raises:
+      UserError: The text is not JSON, has unknown fields, or has a value of another type.
+    """
+
+    def tuples(value: Any) -> Any:  # JSON has only lists
         if isinstance(value, dict):
             return {key: tuples(entry) for key, entry in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     config = default_config()
-    config.update(tuples(json.loads(text)))
+    try:
+        config.update(tuples(json.loads(stored)))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot read the stored config: {error}") from error
+    if problems := list(_unknown_fields(config)):
+        raise UserError("cannot read the stored config: " + "\n".join(problems))
     return config
 
 
 def apply_variants(
     config: ConfigDict, names: str, variants: Mapping[str, Callable[[ConfigDict], None]]
 ) -> ConfigDict:
-    """Applies what stands after the colon of `--config=configs/file.py:a,b`.
+    """Applies the variants that follow the colon in `--config=configs/file.py:a,b`, in order.
 
     Raises:
-      ValueError: no such variant.
+      UserError: A variant does not exist.
     """
-    for name in filter(None, names.split(",")):
-        if name not in variants:
-            raise ValueError(f"no config variant {name!r}: there are {', '.join(variants)}")
-        variants[name](config)
+    for variant in filter(None, names.split(",")):
+        if variant not in variants:
+            raise UserError(f"no config variant {variant!r}: available are {', '.join(variants)}")
+        variants[variant](config)
     return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks the value of every field, and the fields that depend on each other.
+
+    Raises:
+      UserError: A field is unknown, missing or invalid. The message has one line per problem.
+    """
+    values = dict(_flatten(config))
+    problems = list(_unknown_fields(config))
+    problems += [f"the config lacks the field {path!r}" for path in FIELDS if path not in values]
+    problems += [
+        f"{path} is {values[path]!r}: must be {field.rule.allowed}"
+        for path, field in FIELDS.items()
+        if path in values and not field.rule.accepts(values[path])
+    ]
+    problems = problems or list(_contradictions(config))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def describe_fields(config: ConfigDict) -> str:
+    """Lists the flag of every field with its value, its meaning and the allowed values, for `--help`."""
+    values = dict(_flatten(config))
+    lines = []
+    for path, field in FIELDS.items():
+        changed = "" if values[path] == field.default else f"  (default: {field.default!r})"
+        lines.append(f"  --config.{path}={values[path]!r}{changed}")
+        lines.append(f"      {field.description} ({field.rule.allowed})")
+    return "\n".join(lines)
+
+
+def unknown_field(path: str) -> str:
+    """The error message for a field that does not exist, with the nearest name."""
+    nearest = difflib.get_close_matches(path, FIELDS, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "detr_jax/config.py lists all fields"
+    return f"the config has no field {path!r}: {hint}"
+
+
+def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _unknown_fields(config: ConfigDict) -> Iterator[str]:
+    return (unknown_field(path) for path, _ in _flatten(config) if path not in FIELDS)
+
+
+def _contradictions(config: ConfigDict) -> Iterator[str]:
+    """Problems of fields that are valid on their own but not together."""
+    model, distributed = config.model, config.distributed
+    if config.stage == "masks" and not model.masks:
+        yield "model.masks is False: must be True, since the stage 'masks' trains the mask head"
+    if model.hidden_dim % model.num_heads:
+        heads = model.num_heads
+        yield f"model.hidden_dim is {model.hidden_dim}: must be a multiple of model.num_heads={heads}"
+    if model.masks and model.hidden_dim % 128:
+        yield (
+            f"model.hidden_dim is {model.hidden_dim}: must be a multiple of 128, "
+            "since the mask head divides it by 16 and then into 8 groups"
+        )
+    if model.masks and model.num_heads % 8:
+        yield f"model.num_heads is {model.num_heads}: must be a multiple of 8 for the mask head"
+    if model.norm == "group" and model.resnet_width % 8:
+        yield f"model.resnet_width is {model.resnet_width}: must be a multiple of 8 for group norm"
+    if config.batch_size % config.accumulate_steps:
+        yield f"accumulate_steps is {config.accumulate_steps}: must divide batch_size={config.batch_size}"
+    if distributed.process >= distributed.processes:
+        process, processes = distributed.process, distributed.processes
+        yield f"distributed.process is {process}: must be below distributed.processes={processes}"

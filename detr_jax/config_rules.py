@@ -1,0 +1,91 @@
+"""What the table in `config.py` is made of: fields, and rules for their values."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """The values that a field accepts.
+
+    Attributes:
+      allowed: Noun phrase that completes "must be ...".
+      accepts: Whether a value is allowed.
+    """
+
+    allowed: str
+    accepts: Callable[[Any], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A config field.
+
+    Attributes:
+      default: Default value.
+      rule: Values that the field accepts.
+      description: Meaning and unit.
+    """
+
+    default: Any
+    rule: Rule
+    description: str
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any, low: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _all(values: Any, accepts: Callable[[Any], bool]) -> bool:
+    return isinstance(values, tuple | list) and all(map(accepts, values))
+
+
+def _is_increasing(values: Any) -> bool:
+    return _all(values, _is_count) and all(low < high for low, high in zip(values, values[1:], strict=False))
+
+
+def one_of(*values: Any) -> Rule:
+    """Accepts the given values."""
+    return Rule(f"one of {', '.join(map(repr, values))}", lambda value: value in values)
+
+
+def at_least(low: int) -> Rule:
+    """Accepts integers from `low`."""
+    return Rule(f"an integer of at least {low}", lambda value: _is_count(value, low))
+
+
+def between(low: float, high: float) -> Rule:
+    """Accepts numbers from `low` to `high`, both included."""
+    return Rule(f"a number from {low} to {high}", lambda value: _is_number(value) and low <= value <= high)
+
+
+boolean = Rule("True or False", lambda value: isinstance(value, bool))
+any_text = Rule("text", lambda value: isinstance(value, str))
+some_text = Rule("text that is not empty", lambda value: isinstance(value, str) and value != "")
+positive = Rule("a number above 0", lambda value: _is_number(value) and value > 0)
+non_negative = Rule("a number of at least 0", lambda value: _is_number(value) and value >= 0)
+below_one = Rule("a number of at least 0 and below 1", lambda value: _is_number(value) and 0 <= value < 1)
+even = Rule("an even integer above 0", lambda value: _is_count(value) and value % 2 == 0)
+segments = Rule("an integer from 1 to 255", lambda value: _is_count(value) and value <= 255)
+lengths = Rule(
+    "a list of increasing integers above 0", lambda value: _is_increasing(value) and len(value) > 0
+)
+scales = Rule("a list of integers above 0, or an empty list", lambda value: _all(value, _is_count))
+interval = Rule(
+    "two integers above 0, the smaller first",
+    lambda value: _all(value, _is_count) and len(value) == 2 and value[0] <= value[1],
+)
+shapes = Rule(
+    "a list of (height, width) pairs of integers above 0",
+    lambda value: _all(value, lambda pair: _all(pair, _is_count) and len(pair) == 2) and len(value) > 0,
+)
+address = Rule(
+    "'', 'auto' or HOST:PORT",
+    lambda value: isinstance(value, str) and (value in ("", "auto") or value.rpartition(":")[2].isdigit()),
+)
