@@ -115,6 +115,7 @@ class Predictor:
             return cls(model, params, categories or from_json(json.loads(stored["categories"])), config)
         state = tensor_files.read_state_dict(source)
         config.model.dilation = "dc5" in Path(source).name.lower() if dilation is None else dilation
+        config.model.masks = layouts.is_panoptic(state)
         config.model.update(layouts.model_options_of(state))
         validate(config)
         model = build_model(config.model)
