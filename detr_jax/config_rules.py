@@ -60,7 +60,7 @@ def at_least(low: int) -> Rule:
     return Rule(f"an integer of at least {low}", lambda value: _is_count(value, low))
 
 
-def between(low: float, high: float) -> Rule:
+def between(low: int | float, high: int | float) -> Rule:
     """Accepts numbers from `low` to `high`, both included."""
     return Rule(f"a number from {low} to {high}", lambda value: _is_number(value) and low <= value <= high)
 
