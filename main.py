@@ -3,52 +3,139 @@
 python main.py --config=configs/shapes.py --workdir=runs/shapes
 """
 
+import importlib.util
+import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from detr_jax.config import FIELDS, describe_fields, unknown_field, validate
+from detr_jax.errors import MissingFileError, UserError
+from detr_jax.runtime.startup import enable_compilation_cache, exit_with_message
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "The experiment, a file under configs/.", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures, predictions.")
 flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "What to do.")
 flags.DEFINE_multi_string("images", [], "For --mode=predict: image files, or folders of them.")
-flags.mark_flags_as_required(["config", "workdir"])
+
+HELP = """\
+usage: python main.py --config=FILE[:VARIANTS] --workdir=FOLDER [--mode=MODE] [--config.FIELD=VALUE ...]
+
+  --config=FILE[:VARIANTS]  experiment: a file in configs/, and its variants, separated by commas
+  --config.FIELD=VALUE      another value for a field of the config
+  --workdir=FOLDER          folder of the run: checkpoints, metrics, pictures, predictions
+  --mode=train              trains and evaluates; resumes the run if the folder has a checkpoint (default)
+  --mode=eval               evaluates the newest checkpoint of the folder, or else --config.init_from
+  --mode=predict IMAGES     segments image files, or folders of them, with the same weights
+
+examples:
+  python main.py --config=configs/shapes.py --workdir=runs/shapes
+  python main.py --config=configs/shapes.py:boxes --workdir=runs/boxes --config.optim.learning_rate=1e-3
+  python main.py --config=configs/shapes.py --workdir=runs/shapes --mode=eval
+  python main.py --config=configs/shapes.py --workdir=runs/shapes --mode=predict pictures/
+
+python main.py --config=FILE --help lists all fields of a config with their values and meaning."""
 
 
-def main(_: list[str]) -> None:
-    """Does what the flags say."""
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes
-    # Imported late, so that wrong flags are answered at once.
-    from detr_jax.runtime import parallel
-    from detr_jax.runtime.startup import enable_compilation_cache, exit_with_message
-
-    enable_compilation_cache()
+def main(arguments: list[str]) -> None:
+    """Runs the mode."""
+    config, workdir, images = FLAGS.config, FLAGS.workdir, [*FLAGS.images, *arguments[1:]]
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
     with exit_with_message():
-        parallel.connect(FLAGS.config.distributed)
+        validate(config)
+        # Imported here, so that mistakes on the command line are reported within a second.
+        from detr_jax.runtime import parallel
+
+        enable_compilation_cache()
+        parallel.connect(config.distributed)
         if FLAGS.mode == "train":
             from detr_jax.training.loop import train
 
-            train(FLAGS.config, FLAGS.workdir)
+            train(config, workdir)
         elif FLAGS.mode == "eval":
             from detr_jax.evaluation.evaluate import evaluate
 
-            evaluate(FLAGS.config, FLAGS.workdir)
+            evaluate(config, workdir)
         else:
             from detr_jax.inference.predict import predict
 
-            predict(FLAGS.config, FLAGS.workdir, FLAGS.images)
+            predict(config, workdir, images)
 
 
-def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses the command line; a config field that does not exist is named."""
+def parse_flags(arguments: Sequence[str]) -> list[str]:
+    """Parses the command line, prints the help, or exits with a message that names the mistake.
+
+    Args:
+      arguments: The command line, including the name of the program.
+
+    Returns:
+      The name of the program and the positional arguments.
+    """
+    with exit_with_message():
+        source, rest = _split_config(arguments)
+        if any(argument.lstrip("-") in ("help", "h", "helpshort", "helpfull") for argument in rest[1:]):
+            print(f"Fields of {source}:\n\n{describe_fields(load_config(source))}" if source else HELP)
+            sys.exit(0)
+        if not source:
+            raise UserError("no config: set --config=FILE, for example --config=configs/shapes.py")
+        return _parse(load_config(source), rest)
+
+
+def load_config(source: str) -> ConfigDict:
+    """Calls `get_config` of a config file. A bug in the file keeps its traceback.
+
+    Args:
+      source: Path of the file, and after a colon the variants.
+
+    Raises:
+      MissingFileError: There is no such file.
+      UserError: The file does not define `get_config`, or there is no such variant.
+    """
+    path, _, variants = source.partition(":")
+    if not Path(path).is_file():
+        raise MissingFileError(f"no config file {path!r}")
+    spec = importlib.util.spec_from_file_location("config", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path} does not define get_config(variants), which returns the config")
+    return module.get_config(variants) if variants else module.get_config()
+
+
+def _split_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of --config, and the other arguments."""
+    source, rest, position = "", list(arguments), 1
+    while position < len(rest):
+        flag, separator, value = rest[position].partition("=")
+        if flag in ("--config", "-config"):
+            source = value if separator else "".join(rest[position + 1 : position + 2])
+            del rest[position : position + (1 if separator else 2)]
+        else:
+            position += 1
+    return source, rest
+
+
+def _parse(config: ConfigDict, arguments: list[str]) -> list[str]:
+    """Applies the flags to the config. Returns the positional arguments, after the name of the program."""
+    for argument in arguments[1:]:
+        field = re.match(r"--?(?:no)?config\.([\w.]+)", argument)
+        if field and field[1] not in FIELDS:
+            raise UserError(unknown_field(field[1]))
     try:
-        return app.parse_flags_with_usage(arguments)
-    except AttributeError as error:
-        changed = " ".join(argument for argument in arguments if argument.startswith("--config."))
-        sys.exit(
-            f"error: the config has no field {error}, see {changed}; detr_jax/config.py lists all fields"
-        )
+        config_flags.DEFINE_config_dict("config", config, lock_config=True, sys_argv=arguments)
+        positional = FLAGS(arguments)
+    except flags.Error as error:
+        raise UserError(f"{error}. See python main.py --help") from error
+    if FLAGS.workdir is None:
+        raise UserError("no workdir: set --workdir=FOLDER, the folder of the run")
+    if positional[1:] and FLAGS.mode != "predict":
+        raise UserError(f"unexpected argument {positional[1]!r}: only --mode=predict takes images")
+    return positional
 
 
 if __name__ == "__main__":

@@ -1,1 +1,140 @@
-"""The command line of an installed package: `detr-jax` and `python -m detr_jax`."""
+"""The command `detr-jax`, also `python -m detr_jax`: everything but running a config, which is main.py's.
+
+Each command imports what it needs when it runs, so that `--help` loads nothing.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from detr_jax import __version__
+from detr_jax.runtime.startup import enable_compilation_cache, exit_with_message
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command. Exits with status 1 if it fails, or if `check` finds problems.
+
+    Args:
+      arguments: The command line without the name of the program; by default `sys.argv[1:]`.
+    """
+    options = _parser().parse_args(arguments)
+    with exit_with_message():
+        options.run(options)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Prints the problems of a folder in COCO's panoptic format."""
+    from detr_jax.data.coco_check import check_folder
+
+    count = 0
+    for problem in check_folder(options.folder, progress=sys.stderr.isatty()):
+        print(problem)
+        count += 1
+    if count:
+        sys.exit(f"{options.folder}: {count} {'problem' if count == 1 else 'problems'}")
+    print(f"{options.folder}: no problems")
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes the newest checkpoint of a run as one file."""
+    from detr_jax.weights.export import export
+
+    export(options.workdir, options.file, options.dtype)
+    print(f"wrote {options.file}")
+
+
+def shapes(options: argparse.Namespace) -> None:
+    """Writes generated pictures in COCO's panoptic format."""
+    from detr_jax.data.shapes import export
+
+    export(options.folder, options.count, options.split, options.image_size, options.seed)
+    print(f"wrote {options.count} images of the split {options.split!r} to {options.folder}")
+
+
+def tfds(options: argparse.Namespace) -> None:
+    """Prepares a dataset of TFDS."""
+    from detr_jax.data.tfds import prepare
+
+    prepare(options.name, options.data_dir)
+    print(f"wrote {options.name} to {options.data_dir}")
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Segments images and writes the results as files."""
+    from detr_jax.data.images import list_images
+    from detr_jax.inference.predict import predict_files
+    from detr_jax.inference.predictor import Predictor
+
+    files = list(list_images(options.images))
+    enable_compilation_cache()
+    predictor = Predictor.from_pretrained(
+        options.weights,
+        dilation=options.dilation or None,
+        threshold=options.threshold,
+        merge_stuff=options.merge_stuff,
+        duplicate_iou=options.duplicate_iou,
+        dtype=options.dtype,
+    )
+    predict_files(predictor, files, options.output)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("detr-jax", description="Panoptic segmentation with DETR.")
+    parser.add_argument("--version", action="version", version=f"detr-jax {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    add = commands.add_parser("predict", help="segment images", description=predict.__doc__)
+    _add_predict_options(add)
+
+    add = commands.add_parser("check", help="find the problems of a dataset", description=check.__doc__)
+    add.set_defaults(run=check)
+    add.add_argument("folder", help="folder with annotations/, and images and PNGs of every split")
+
+    add = commands.add_parser("export", help="write a run as one file", description=export.__doc__)
+    add.set_defaults(run=export)
+    add.add_argument("workdir", help="folder of the run")
+    add.add_argument("file", help=".safetensors, or .pth, which holds the tensors alone")
+    add.add_argument("--dtype", default="float32", choices=["float32", "float16"], help="default: float32")
+
+    add = commands.add_parser("shapes", help="write generated pictures", description=shapes.__doc__)
+    add.set_defaults(run=shapes)
+    add.add_argument("folder", help="folder to write to; it may contain other splits")
+    add.add_argument("--count", type=_positive, required=True, help="number of pictures")
+    add.add_argument("--split", default="train", help="train (default), validation or test")
+    add.add_argument("--image_size", type=int, default=128, help="height and width in pixels; default: 128")
+    add.add_argument("--seed", type=int, default=0, help="random seed; default: 0")
+
+    add = commands.add_parser("tfds", help="prepare COCO panoptic of TFDS", description=tfds.__doc__)
+    add.set_defaults(run=tfds)
+    add.add_argument("--data_dir", required=True, help="folder to write to")
+    add.add_argument("--name", default="coco/2017_panoptic", help="dataset; default: coco/2017_panoptic")
+    return parser
+
+
+def _add_predict_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=predict)
+    parser.add_argument("images", nargs="+", help="image files, or folders of them")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        help="checkpoint (.pth, .safetensors), name on the Hugging Face hub or of a packaged checkpoint "
+        "(shapes-panoptic), or folder of a run",
+    )
+    parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument("--threshold", type=float, help="class probability above which a query is a segment")
+    parser.add_argument("--merge_stuff", choices=["first", "always"], help="rounds that merge stuff segments")
+    parser.add_argument(
+        "--duplicate_iou", type=float, help="mask IoU above which the lower-scoring query is dropped"
+    )
+    parser.add_argument("--dilation", action="store_true", help="for published DC5 models")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the computation")
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,7 @@
-"""What a program does before it uses a device: compiled programs that outlive it, errors as one line."""
+"""Startup of a program: a persistent cache of compiled programs, and errors of the user as one line.
+
+JAX is imported by the function that needs it, because commands that use no device import this module too.
+"""
 
 import contextlib
 import os
@@ -7,20 +10,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
 from detr_jax.errors import UserError
 
 
 def enable_compilation_cache() -> None:
-    """Stores compiled programs in the user's cache folder, so that the next start compiles nothing.
+    """Stores compiled programs in the user's cache folder, so that later runs load instead of compile them.
 
-    Does nothing if the environment variable JAX_COMPILATION_CACHE_DIR already names a folder.
+    Does nothing if the environment variable JAX_COMPILATION_CACHE_DIR is set, which JAX itself reads.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
+    import jax
+
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    # One folder per machine: XLA merely warns before it runs a program compiled for another CPU.
+    # One folder per machine: XLA only warns before it runs a program that was compiled for another CPU.
     jax.config.update("jax_compilation_cache_dir", str(cache / "detr_jax" / platform.node()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -28,9 +31,9 @@ def enable_compilation_cache() -> None:
 
 @contextlib.contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Ends the program with `error: MESSAGE` and exit status 1 if a `UserError` is raised.
+    """Exits with status 1 and the line `error: MESSAGE` on stderr if a `UserError` is raised.
 
-    Any other exception is a fault of the program and keeps its traceback.
+    Any other exception is a bug and keeps its traceback.
     """
     try:
         yield
