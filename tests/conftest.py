@@ -1,6 +1,14 @@
-"""Fixtures of several tests: a tiny model, images, and folders that only some machines have."""
+"""Fixtures of several tests: a tiny model, images, and folders that only some machines have.
 
+Compiled programs and published weights are released after each module, and after each test of the group
+`published_size`, whose models are whole ResNet-50s. That group runs in a single worker. So no worker grows
+beyond 3 GB. The summary at the end prints the peak of each.
+"""
+
+import ctypes
+import gc
 import os
+import resource
 import sys
 import tempfile
 from importlib import metadata
@@ -11,6 +19,8 @@ COMPILE_FAST = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codege
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # removed in 0.11
     COMPILE_FAST.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*COMPILE_FAST, os.environ.get("XLA_FLAGS", "")])
+# glibc gives each thread an arena of its own and rarely returns its memory; XLA compiles on many threads.
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 # The workers of pytest-xdist and the processes that tests start inherit the variable and share the cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="compiled_")
@@ -24,6 +34,7 @@ import pytest  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for configs/, which is not part of the package
 
+import make  # noqa: E402
 import tiny  # noqa: E402
 
 from detr_jax.models.detr import Detr, init_params  # noqa: E402
@@ -59,3 +70,52 @@ def coco_sample() -> Path:
 def pictures() -> np.ndarray:
     """Two images of random noise, uint8 (2, 45, 60, 3)."""
     return np.random.default_rng(0).integers(0, 256, (2, 45, 60, 3), np.uint8)
+
+
+def _release_memory() -> None:
+    """Drops compiled programs and published weights, and returns freed memory to the operating system."""
+    jax.clear_caches()
+    make.state_dict.cache_clear()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _release_memory_after_module():
+    yield
+    _release_memory()
+
+
+@pytest.fixture(autouse=True)
+def _release_memory_after_published_size(request):
+    yield
+    group = request.node.get_closest_marker("xdist_group")
+    if group and "published_size" in group.args:
+        _release_memory()
+
+
+PEAKS_OF_WORKERS: dict[str, float] = {}
+
+
+def _peak_memory() -> float:
+    """Peak resident memory of this process in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peak_memory"] = _peak_memory()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    if "peak_memory" in getattr(node, "workeroutput", {}):
+        PEAKS_OF_WORKERS[node.gateway.id] = node.workeroutput["peak_memory"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    peaks = PEAKS_OF_WORKERS or {"this process": _peak_memory()}
+    listing = ", ".join(f"{worker} {peak:.1f} GB" for worker, peak in sorted(peaks.items()))
+    terminalreporter.write_line(f"peak memory: {listing}")
