@@ -1,7 +1,12 @@
-"""Stage 1: boxes and classes of things and stuff, from an ImageNet backbone. The original's settings.
+r"""Stage 1: boxes and classes of things and stuff, from an ImageNet backbone, with the original's settings.
 
-python main.py --config=configs/boxes.py --workdir=runs/boxes \
-        --config.data.root=COCO --config.init_backbone_from=resnet50.pth
+    python main.py --config=configs/boxes.py --workdir=runs/boxes --config.data.root=COCO \
+        --config.init_backbone_from=resnet50.pth
+
+Batches of 64 fit 8 devices with 8 images each. `--config.accumulate_steps` lowers the memory. This
+training has not been run on COCO; docs/scaling.md estimates its memory and time per step.
+
+Variants, which can be combined (`configs/boxes.py:resnet101,dc5`): `resnet101`, `dc5`, `tfds`.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,16 @@
-"""Stage 2, the paper: a trained DETR is frozen, the mask head is trained on it. Table 1 as printed.
+r"""Stage 2, the paper: trains the mask head on a frozen, trained DETR, with the loss weights of Table 1.
 
-python main.py --config=configs/panoptic.py --workdir=runs/panoptic \
-        --config.data.root=COCO --config.init_from=detr-r50.pth
+    python main.py --config=configs/panoptic.py --workdir=runs/panoptic --config.data.root=COCO \
+        --config.init_from=runs/boxes
+
+To evaluate a published model instead, with the same config:
+
+    python main.py --config=configs/panoptic.py --mode=eval --workdir=runs/published --config.data.root=COCO \
+        --config.init_from=detr-r50-panoptic.pth
+
+This training has not been run on COCO; docs/scaling.md estimates its memory and time per step.
+
+Variants, which can be combined (`configs/panoptic.py:resnet101,dc5`): `resnet101`, `dc5`, `tfds`.
 """
 
 from ml_collections import ConfigDict
@@ -28,5 +37,5 @@ def get_config(variants: str = "") -> ConfigDict:
     config.optim.learning_rate = 1e-4
     config.optim.weight_decay = 1e-4
     config.optim.clip_norm = 0.1
-    config.optim.schedule = "constant"  # the paper names none
+    config.optim.schedule = "constant"  # the paper does not mention a schedule
     return apply_variants(config, variants, COCO)

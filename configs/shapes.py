@@ -1,7 +1,16 @@
-"""The embedded example, on generated images: a mask head on the small DETR that comes with the package.
+"""The default experiment: a mask head for generated pictures, trained on the small DETR in the package.
 
-As in the paper, a trained DETR is frozen and its mask head trained. Variants: `boxes` trains that DETR from
-scratch; `joint` trains everything, from it or, with --config.init_from=, from scratch.
+    python main.py --config=configs/shapes.py --workdir=runs/shapes
+
+As in the paper, a trained DETR is frozen and its mask head is trained. Takes 5 to 6 minutes on two CPU cores,
+without a download, and reaches PQ 76 on 500 held-out pictures (things 68, stuff 89; mean of three seeds).
+
+Variants:
+
+    configs/shapes.py:boxes   trains that DETR from scratch: 78 minutes on two cores, box AP 57.8
+    configs/shapes.py:joint   trains everything from that DETR, or with --config.init_from= from scratch
+
+docs/results.md has the measurements behind the comments below.
 """
 
 from ml_collections import ConfigDict
@@ -21,20 +30,20 @@ def get_config(variants: str = "") -> ConfigDict:
     config.model.resnet_depth = 18
     config.model.resnet_width = 16
     config.model.norm = "group"  # trained from scratch
-    config.model.dilation = True  # 64 tokens, not 16: an image holds up to eleven segments
+    config.model.dilation = True  # 64 tokens instead of 16, for up to eleven segments per image
     config.model.hidden_dim = 128
     config.model.num_encoder_layers = 2
     config.model.num_decoder_layers = 3
     config.model.feedforward_dim = 256
-    config.model.dropout = 0.0  # no image is seen twice
-    config.model.attention_gain = 1000.0  # or masks take minutes to find out what queries look at
+    config.model.dropout = 0.0  # no picture is seen twice
+    config.model.attention_gain = 1000.0  # dice loss 0.20 instead of 0.40 after 300 steps
 
-    config.loss.no_object = 0.5  # of 20 queries, not of 100, some five find something
-    # Masks would take most of a step, and neighbouring pixels tell the same.
+    config.loss.no_object = 0.5  # a quarter of 20 queries find something, not a tenth of 100
+    # A step in a quarter of the time, with the same loss up to noise.
     config.loss.mask_targets = 4
     config.loss.mask_pixels = 2
 
-    config.optim.learning_rate = 3e-3
+    config.optim.learning_rate = 3e-3  # 1e-3 learns more slowly, 1e-2 is worse
     config.optim.learning_rate_backbone = 3e-3
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 50
@@ -42,7 +51,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.data.source = "shapes"
     config.data.train_split = "train"
     config.data.eval_split = "validation"
-    config.data.train_count = 400_000  # drawn as they are asked for
+    config.data.train_count = 400_000  # each is drawn when it is loaded
     config.data.eval_count = 500
     config.data.train_shapes = ((128, 128),)
     config.data.eval_shapes = ((128, 128),)
@@ -54,7 +63,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.data.threads = 1
 
     config.eval.batch_size = 16
-    config.eval.threshold = 0.2  # with the next, the best on training pictures
+    config.eval.threshold = 0.2  # this and the next were chosen on training pictures
     config.eval.duplicate_iou = 0.5
     config.eval.every_epochs = 1.0
     config.checkpoint.every_steps = 500
@@ -62,22 +71,22 @@ def get_config(variants: str = "") -> ConfigDict:
 
 
 def boxes(config: ConfigDict) -> None:
-    """The detector alone, from scratch: two hours on two cores."""
+    """The detector alone, from scratch: 78 minutes on two cores, box AP 57.8."""
     config.stage = "boxes"
     config.init_from = ""
     config.steps = 46_000
-    config.batch_size = 8  # smaller steps, and more of them, learn faster here
+    config.batch_size = 8  # more steps of fewer pictures learn faster
     config.model.masks = False
-    config.loss.cls = 3.0  # a backbone from scratch learns classes last
+    config.loss.cls = 3.0  # class error 76.5% instead of 84% after 600 steps
     config.optim.learning_rate = 5e-4
     config.optim.learning_rate_backbone = 5e-4
-    config.optim.b2 = 0.98
+    config.optim.b2 = 0.98  # 0.999 averages over too many steps at the start of a short run
     config.optim.warmup_steps = 200
     config.eval.every_epochs = 0.1
 
 
 def joint(config: ConfigDict) -> None:
-    """Everything at once."""
+    """Boxes, classes and masks together: PQ 67 after 600 steps, three minutes on two cores."""
     config.stage = "joint"
     config.loss.cls = 3.0
     config.optim.learning_rate = 5e-4

@@ -1,4 +1,4 @@
-"""Variants that the COCO experiments share: `--config=configs/panoptic.py:resnet101,dc5`."""
+"""Variants of the COCO experiments, for example `--config=configs/panoptic.py:resnet101,dc5`."""
 
 from ml_collections import ConfigDict
 
