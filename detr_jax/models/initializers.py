@@ -29,12 +29,12 @@ uniform_unit = uniform(1.0)
 
 
 def amplified(initializer: Initializer, first: int, factor: float) -> Initializer:
-    """Scales the weights of some input channels of a convolution.
+    """Returns an initializer that scales the weights of the last input channels of a convolution.
 
     Args:
       initializer: Initializer of a (rows, columns, channels, features) kernel.
-      first: Index of the first input channel to scale; all later channels are scaled, too.
-      factor: Factor of the weights of these channels.
+      first: Index of the first input channel that is scaled.
+      factor: Factor of the weights from this channel on.
     """
 
     def amplify(key: jax.Array, *shape_and_dtype: Any) -> Any:

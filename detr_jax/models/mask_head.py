@@ -141,9 +141,10 @@ class Conv3x3Params(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Attention maps, two convolutions, and one more convolution for each backbone level that is added.
+    """Predicts masks from attention maps and the backbone levels C4, C3 and C2.
 
-    Each level doubles the resolution, up to a quarter of the image's.
+    Two convolutions at the resolution of the memory are followed by one for each level. Each doubles the
+    resolution and adds the level; with DC5 the memory already has the resolution of C4.
 
     Attributes:
       hidden_dim: Number of features of queries and memory; must be a multiple of 128.
@@ -163,7 +164,7 @@ class MaskHead(nn.Module):
     attention_gain: float
 
     def setup(self) -> None:
-        """Creates the layers, with the names of their parameters in the original."""
+        """Creates the layers, whose names are those in the parameter tree."""
         dim, dtype = self.hidden_dim, self.dtype
         with_maps = dim + self.num_heads
         amplified = initializers.amplified(initializers.kaiming_uniform, dim, self.attention_gain)
@@ -270,14 +271,14 @@ class MaskHead(nn.Module):
         level: int,
     ) -> Float[Array, "pairs height+1 width+1 2 2 features"]:
         """Does the same as `add_level` after nearest upsampling, in corner layout (see `ops.upsampled`)."""
-        stride, small = LEVEL_STRIDES[level], x.shape[1:3]
+        stride, coarse_shape = LEVEL_STRIDES[level], x.shape[1:3]
         kernel, _ = self.level_convs[level]()
         mask = valid_mask(size, term.shape[1:3], stride)
-        mask = to_corner_layout(mask[..., None], small)
+        mask = to_corner_layout(mask[..., None], coarse_shape)
         x = convolve_upsampled(x, kernel, ceil_div(size, stride))
-        x = to_corner_layout(term, small)[image] + x
-        # Group norm does not depend on the order of the pixels, so any flat map will do.
-        flat = (len(x), x.shape[1], -1)
-        flat_x, flat_mask = x.reshape(*flat, x.shape[-1]), mask.reshape(flat)
+        x = to_corner_layout(term, coarse_shape)[image] + x
+        # Group norm does not depend on the order of the pixels, so the four of a corner may lie side by side.
+        flat_x = x.reshape(*x.shape[:2], -1, x.shape[-1])  # (pairs, height + 1, 4 * (width + 1), features)
+        flat_mask = mask.reshape(flat_x.shape[:3])
         normalized = relu_inside(self.level_norms[level](flat_x, flat_mask), flat_mask)
         return normalized.reshape(x.shape)

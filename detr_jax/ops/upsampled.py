@@ -56,10 +56,10 @@ def convolve_upsampled(
     windows = windows.reshape(2, 2, channels, -1)  # (2, 2, channels, 4 * features)
     y = convolve_windows(x, windows, (1, 1))  # (batch, height + 1, width + 1, 4 * features)
     y = y.reshape(batch, height + 1, width + 1, 2, 2, -1)
-    return _without_pixels_beyond(y, x, kernel, size)
+    return _subtract_beyond_odd_sizes(y, x, kernel, size)
 
 
-def _without_pixels_beyond(
+def _subtract_beyond_odd_sizes(
     y: Float[Array, "batch corner_height corner_width 2 2 features"],
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "3 3 channels features"],

@@ -17,6 +17,7 @@ from detr_jax.weights import layouts
 TOLERANCES = {50: (6e-3, 6e-5, 3e-3), 101: (3e-2, 3e-4, 1.5e-2)}
 
 
+@pytest.mark.xdist_group("published_size")
 @pytest.mark.parametrize(
     ("name", "depth", "dilation", "shape", "seed"),
     [

@@ -50,7 +50,7 @@ def test_without_pyramid_there_are_no_adapters(tiny_model):
     assert layouts.model_options_of(layouts.to_state_dict(params))["pyramid"] is False
 
 
-def test_parameters_keep_the_names_and_shapes_of_the_original(tiny_model):
+def test_parameters_keep_their_names_and_shapes(tiny_model):
     shapes = jax.tree.map(lambda x: x.shape, detr.param_shapes(tiny_model)["mask_head"])
     convolutions = {name: conv["kernel"] for name, conv in shapes.items() if "kernel" in conv}
     assert convolutions == {
