@@ -191,7 +191,7 @@ def parse_config(stored: str) -> ConfigDict:
     config = default_config()
     try:
         config.update(tuples(json.loads(stored)))
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"cannot read the stored config: {error}") from error
     if problems := list(_unknown_fields(config)):
         raise UserError("cannot read the stored config: " + "\n".join(problems))

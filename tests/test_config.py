@@ -19,10 +19,10 @@ REFUSED = {
     "True or False": [1, 0, "yes", None],
     "text": [None, 1, ("a",)],
     "text that is not empty": ["", None],
-    "a number above 0": [0.0, -1.0, math.inf, math.nan, True, None, "1"],
-    "a number of at least 0": [-1e-9, math.inf, math.nan, False, None],
+    "a number above 0": [0.0, -1.0, math.inf, math.nan, None, "1"],
+    "a number of at least 0": [-1e-9, math.inf, math.nan, None],
     "a number of at least 0 and below 1": [-0.1, 1.0, math.nan, None],
-    "a number from 0 to 1": [-0.1, 1.1, math.nan, True, None, "0.5"],
+    "a number from 0 to 1": [-0.1, 1.1, math.nan, None, "0.5"],
     "an integer of at least 0": [-1, 1.5, True, None, "1"],
     "an integer of at least 1": [0, -1, 1.0, True, None],
     "an even integer above 0": [0, -2, 3, 2.0, None],
@@ -173,7 +173,7 @@ def test_missing_fields_of_a_stored_config_get_defaults():
     [
         ('{"optim": {"b3": 0.9}}', "no field 'optim.b3'"),
         ('{"batch_size": "many"}', "batch_size"),
-        ('{"model": 3}', "model"),
+        ('{"model": 3}', "cannot read the stored config"),
         ("{", "cannot read the stored config"),
     ],
 )
