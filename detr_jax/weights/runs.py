@@ -111,6 +111,3 @@ def stored_with(source: str | Path) -> dict[str, str]:
     if not all(file.exists() for file in files.values()):
         return {}
     return {name: file.read_text() for name, file in files.items()}
-
-
-_folder = checkpoint_folder  # former name, until no module imports it

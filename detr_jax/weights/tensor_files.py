@@ -42,7 +42,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     return {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
+def read_metadata(path: str | Path) -> dict[str, str]:
     """Reads the config and the categories that `export` stores beside the tensors.
 
     Args:
@@ -65,7 +65,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise _unreadable(file, error) from error
-    return metadata if {"config", "categories"} <= metadata.keys() else {}
+    names = ("config", "categories")
+    return {name: metadata[name] for name in names} if metadata.keys() >= set(names) else {}
 
 
 def write_state_dict(state: StateDict, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -30,7 +30,7 @@ def run(tmp_path_factory, tiny_model, tiny_params):
     config.data.update(small | {"crop_probability": 0.0})
     (workdir / "config.json").write_text(config.to_json())
     (workdir / "categories.json").write_text(json.dumps(to_json(shapes_categories())))
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, keep=1)
     state = TrainStep(tiny_model, config, make_optimizer(config.optim, 1)).init(tiny_params)
     checkpoints.save(state, train_data(Shapes("train", 16, 64), config))
     checkpoints.wait()
