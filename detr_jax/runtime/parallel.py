@@ -146,7 +146,7 @@ def unreplicate(tree: Any) -> Any:
 
     Unlike `array[0]`, which gathers the array of all devices on each of them, this runs no program.
     """
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
+    return jax.tree.map(lambda x: np.asarray(np.asarray(x.addressable_data(0))[0]), tree)
 
 
 def max_over_processes(value: int) -> int:

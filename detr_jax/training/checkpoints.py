@@ -1,4 +1,4 @@
-"""Saving and restoring a run with Orbax: parameters, optimizer, position in the data."""
+"""Saves and restores a run with Orbax: parameters, optimizer state, position in the data."""
 
 import json
 import math
@@ -8,101 +8,114 @@ from typing import Any
 
 import grain
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
 from detr_jax.data.categories import to_json
 from detr_jax.data.example import Source
+from detr_jax.errors import UserError
 from detr_jax.models.detr import Detr
 from detr_jax.runtime import parallel
 from detr_jax.runtime.files import write_text
 from detr_jax.training.step import TrainState
-from detr_jax.weights.runs import _folder, latest_step
+from detr_jax.weights.layouts import listing
+from detr_jax.weights.runs import checkpoint_folder, latest_step, shape_differences
 
 
 class Checkpoints:
-    """The checkpoints of a run, in `checkpoints/` of its workdir."""
+    """The checkpoints of a run, in `checkpoints/` of its working directory."""
 
-    def __init__(self, workdir: str | Path, keep: int = 2):
-        """Makes the folder if need be.
+    def __init__(self, workdir: str | Path, keep: int):
+        """Creates the directory if it does not exist.
 
         Args:
-          workdir: of the run.
-          keep: number of latest checkpoints that are kept.
+          workdir: Directory of the run.
+          keep: Number of checkpoints to keep, the newest ones.
         """
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(_folder(workdir), options=options)
+        self._manager = ocp.CheckpointManager(checkpoint_folder(workdir), options=options)
 
     @property
     def latest_step(self) -> int | None:
-        """Step of the newest checkpoint, None without one."""
+        """Step of the newest checkpoint, or None without one."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
-        """Saves a state and where its data stands; the writing goes on in the background."""
-        state = parallel.unreplicate(state)
+        """Saves a state and the position in the data. Files are written in the background, see `wait`.
+
+        Args:
+          state: State on the devices.
+          iterator: Iterator over the training data.
+        """
+        params, opt_state = parallel.unreplicate((state.params, state.opt_state))
         self._manager.save(
-            int(state.step),
+            state.step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                opt_state=ocp.args.StandardSave(state.opt_state),
+                params=ocp.args.StandardSave(params),
+                opt_state=ocp.args.StandardSave(opt_state),
                 data=grain.checkpoint.CheckpointSave(iterator),
             ),
         )
 
     def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """The newest checkpoint, on all devices; the iterator is moved to where it stood.
+        """Restores the newest checkpoint to all devices, and moves the iterator to its position in the data.
 
         Args:
-          state: as before the first step, for its structure.
-          iterator: over the same data.
+          state: Initial state, whose structure and shapes the checkpoint must have.
+          iterator: Iterator over the same training data.
 
         Raises:
-          ValueError: the checkpoint is of another model or stage.
+          UserError: The checkpoint is of a different model or stage.
         """
         step = self.latest_step or 0
-        like = parallel.unreplicate(state)
+        expected = parallel.unreplicate((state.params, state.opt_state))
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(like.params),
-                    opt_state=ocp.args.StandardRestore(like.opt_state),
+                    params=ocp.args.StandardRestore(expected[0]),
+                    opt_state=ocp.args.StandardRestore(expected[1]),
                     data=grain.checkpoint.CheckpointRestore(iterator),
                 ),
             )
-            _check_same_shapes((restored.params, restored.opt_state), (like.params, like.opt_state))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self._manager.directory} holds a run of another model or stage: choose another workdir, "
-                f"or start from it by --config.init_from={Path(self._manager.directory).parent} ({error})"
-            ) from error
-        return parallel.replicate(TrainState(step, restored.params, restored.opt_state))
+        except (ValueError, KeyError, TypeError) as error:  # what Orbax raises for trees that differ
+            raise UserError(f"{self._different_run()} ({error})") from error
+        found = restored.params, restored.opt_state
+        if differences := shape_differences(found, expected):  # Orbax ignores the shapes it is given
+            raise UserError(f"{self._different_run()}:{listing(differences)}")
+        return TrainState(step, *parallel.replicate(found))
+
+    def _different_run(self) -> str:
+        folder = Path(self._manager.directory)
+        return (
+            f"{folder} holds a run of a different model or stage: choose another workdir, or start from that "
+            f"run with --config.init_from={folder.parent}"
+        )
 
     def wait(self) -> None:
-        """Returns when all checkpoints are on disk."""
+        """Blocks until all checkpoints are on disk."""
         self._manager.wait_until_finished()
 
 
 class BestCheckpoint:
-    """The checkpoint of the best evaluation, in `best/` of a workdir, which is a workdir by itself."""
+    """The checkpoint with the best evaluation, in `best/`, which is itself the working directory of a run."""
 
     def __init__(self, workdir: str | Path, step: int):
-        """Knows the best so far.
+        """Reads the score of the best checkpoint so far.
 
         Args:
-          workdir: of the run.
-          step: of its newest checkpoint.
+          workdir: Directory of the run.
+          step: Step of its newest checkpoint; 0 without one.
 
         Raises:
-          ValueError: the folder holds a later step, so it is of another run.
+          UserError: `best/` holds a later step, so it is of another run.
         """
         self._workdir, self._folder = Path(workdir), Path(workdir) / "best"
-        found = latest_step(self._folder) or 0
-        if found > step:
-            raise ValueError(
-                f"{self._folder} holds step {found}, but this run starts at step {step}: it would replace "
-                "the best of another run. Move that folder away, or choose another workdir"
+        best_step = latest_step(self._folder) or 0
+        if best_step > step:
+            raise UserError(
+                f"{self._folder} holds step {best_step}, but this run starts at step {step}, so it would "
+                "replace the best checkpoint of another run: move that folder, or choose another workdir"
             )
         file = self._folder / "evaluation.json"
         self._score = _score(json.loads(file.read_text())) if file.exists() else -math.inf
@@ -110,12 +123,12 @@ class BestCheckpoint:
     def save_if_best(
         self, state: TrainState, iterator: grain.DatasetIterator, result: dict[str, Any]
     ) -> None:
-        """Saves a state if its evaluation is better than all before; returns when it is on disk.
+        """Saves a state if its evaluation is the best so far, and blocks until it is on disk.
 
         Args:
-          state: on all devices.
-          iterator: over the training data.
-          result: of the evaluation: panoptic quality or box AP decides.
+          state: State on the devices.
+          iterator: Iterator over the training data.
+          result: Result of the evaluation, compared by its panoptic quality or its box AP.
         """
         if not _score(result) > self._score:
             return
@@ -133,15 +146,15 @@ def _score(result: dict[str, Any]) -> float:
     return result["All"]["pq"] if "All" in result else result["AP"]
 
 
-def _check_same_shapes(found: Any, wanted: Any) -> None:
-    """Orbax restores arrays of other shapes without a word."""
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
-        if np.shape(a) != np.shape(b):
-            raise ValueError(f"{jax.tree_util.keystr(path)} is {np.shape(a)}, this run has {np.shape(b)}")
+def save_description(workdir: str | Path, config: ConfigDict, model: Detr, source: Source) -> None:
+    """Writes config.json and categories.json, from which the model of a run can be rebuilt.
 
-
-def _describe(workdir: str | Path, config: Any, model: Detr, source: Source) -> None:
-    """Writes what a later run, or `Predictor.from_pretrained`, has to know."""
+    Args:
+      workdir: Directory of the run.
+      config: Whole config, see `default_config`.
+      model: Model of the run, whose number of classes replaces that of the config.
+      source: Training data.
+    """
     if jax.process_index() == 0:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         config = config.copy_and_resolve_references()

@@ -1,130 +1,217 @@
-"""The training loop: train, evaluate, checkpoint, resume; and evaluation alone."""
+"""The training loop: train, evaluate, save, resume."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import Array
+from ml_collections import ConfigDict
 
+from detr_jax.config import validate
 from detr_jax.data.example import Source
 from detr_jax.data.pipeline import load_source, train_data
-from detr_jax.evaluation.evaluate import _evaluate
+from detr_jax.errors import DivergedError
+from detr_jax.evaluation.evaluate import evaluate_model
 from detr_jax.models.detr import Detr, Params
+from detr_jax.runtime import parallel
 from detr_jax.runtime.interruption import Interruption
-from detr_jax.runtime.reporting import Reporter
-from detr_jax.training.checkpoints import BestCheckpoint, Checkpoints, _describe
+from detr_jax.runtime.reporting import Reporter, StepTimer, log
+from detr_jax.training.checkpoints import BestCheckpoint, Checkpoints, save_description
 from detr_jax.training.optim import make_optimizer
-from detr_jax.training.step import TrainState, TrainStep
+from detr_jax.training.profiling import Profiler
+from detr_jax.training.step import TrainStep
 from detr_jax.weights.initialize import starting_model
 from detr_jax.weights.runs import load_run
 
 
-def train(config: Any, workdir: str | Path) -> dict[str, Any]:
-    """Trains to the end, starting where the workdir's newest checkpoint stands.
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains a model (`--mode=train`). A run that was stopped or killed resumes, bit for bit.
 
     Args:
-      config: see `default_config`.
-      workdir: gets config.json, categories.json, checkpoints/, best/, metrics.jsonl, TensorBoard events,
-        curves.png and pictures/.
+      config: Whole config, see `default_config`.
+      workdir: Directory of the run. Gets config.json, categories.json, checkpoints/, best/, metrics.jsonl,
+        TensorBoard events, curves.png, pictures/ and evaluation.json.
 
     Returns:
-      The result of the last evaluation; of none if the run was told to stop before, by SIGTERM.
+      The result of the last evaluation; empty if SIGTERM stopped the run before the first.
+
+    Raises:
+      UserError: The config is invalid, or the data, a checkpoint or the workdir does not fit it.
+      DivergedError: The loss or a matching cost is not finite.
     """
-    source, held_out = load_source(config.data, "train"), load_source(config.data, "eval")
-    steps_per_epoch = len(source) / config.batch_size
-    total_steps = config.steps or round(config.epochs * steps_per_epoch)
-    batches = train_data(source, config)
-    reporter = Reporter(workdir, total_steps, config.batch_size)
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    first = checkpoints.latest_step or 0
-    best = BestCheckpoint(workdir, first)
-    model, params = _first_params(config, workdir, source, first, reporter)
-    step = TrainStep(model, config, make_optimizer(config.optim, total_steps))
-    state = step.init(params)
-    if first:
-        state = checkpoints.restore(state, batches)
-    reporter.drop_records_after(first)
-    _describe(workdir, config, model, source)
-    reporter.say(_summary(config, model, source, state, total_steps))
-
-    every = max(round(config.eval.every_epochs * steps_per_epoch), 1)
-
-    def is_evaluated(number: int) -> bool:
-        return number == total_steps or (number > 0 and number % every == 0)
-
-    def evaluate_now(number: int) -> dict[str, Any]:
-        last = number == total_steps
-        result = _evaluate(config, workdir, model, state.params, held_out, reporter, number, last)
-        best.save_if_best(state, batches, result)
-        reporter.start(number)
-        return result
-
-    # States are saved before they are evaluated, so this one may not have been.
-    result = evaluate_now(first) if is_evaluated(first) else {}
-    with Interruption() as interruption:
-        for number in range(first + 1, total_steps + 1):
-            state, metrics = step(state, next(batches))
-            last, stopped = number == total_steps, interruption.requested(number)
-            _trace(config.profile, number - first, last, Path(workdir) / "profile", metrics)
-            if number == first + 1:
-                jax.block_until_ready(metrics)
-                reporter.start(number)
-            if number % config.log_every_steps == 0 or last:
-                reporter.log_training(number, _finite(number, metrics))
-            if number % config.checkpoint.every_steps == 0 or is_evaluated(number) or stopped:
-                checkpoints.save(state, batches)
-            if stopped:
-                reporter.say(f"told to stop: step {number} is saved, the same command goes on from there")
+    validate(config)
+    run = _Run(config, workdir)
+    log(_summary(run))
+    # A step is saved before it is evaluated, so the step to resume from may have no evaluation.
+    result = run.evaluate() if run.plan.evaluates(run.step) else {}
+    with Interruption() as interruption, Profiler(config.profile, Path(workdir) / "profile") as profiler:
+        while run.step < run.plan.total:
+            metrics = run.advance()
+            stops = interruption.requested(run.step)
+            profiler.after_step(metrics)
+            if run.plan.logs(run.step):
+                run.report(metrics)
+            if run.plan.saves(run.step) or stops:
+                run.checkpoints.save(run.state, run.batches)
+            if stops:
+                log(f"received SIGTERM: step {run.step} is saved; rerun the command to resume from it")
                 break
-            if is_evaluated(number):
-                result = evaluate_now(number)
-    checkpoints.wait()
-    reporter.close()
+            if run.plan.evaluates(run.step):
+                result = run.evaluate()
+    run.checkpoints.wait()
+    run.reporter.close()
     return result
 
 
-def _first_params(
-    config: Any, workdir: str | Path, source: Source, first: int, reporter: Reporter
-) -> tuple[Detr, Params]:
-    """Model and parameters to begin with; a run that goes on has its own."""
-    if first:
-        reporter.say(f"resuming at step {first}")
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """Number of steps of a run, and the steps after which it logs, saves and evaluates.
+
+    Attributes:
+      total: Number of steps of the run.
+      log_every: Number of steps between logged metrics.
+      save_every: Number of steps between checkpoints.
+      evaluate_every: Number of steps between evaluations.
+    """
+
+    total: int
+    log_every: int
+    save_every: int
+    evaluate_every: int
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, images: int) -> "StepPlan":
+        """The plan of a config.
+
+        Args:
+          config: Whole config, see `default_config`.
+          images: Number of training images.
+        """
+        steps_per_epoch = images / config.batch_size
+        return cls(
+            total=config.steps or round(config.epochs * steps_per_epoch),
+            log_every=config.log_every_steps,
+            save_every=config.checkpoint.every_steps,
+            evaluate_every=max(round(config.eval.every_epochs * steps_per_epoch), 1),
+        )
+
+    def logs(self, step: int) -> bool:
+        """Whether metrics are logged after a step."""
+        return step == self.total or step % self.log_every == 0
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is saved after a step; true for each step that is evaluated."""
+        return step % self.save_every == 0 or self.evaluates(step)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the model is evaluated after a step."""
+        return step == self.total or (step > 0 and step % self.evaluate_every == 0)
+
+
+class _Run:
+    """All that a run consists of: data, model, state, checkpoints and reports.
+
+    Attributes:
+      config: Whole config.
+      plan: Number of steps, and what happens after which.
+      source: Training data.
+      batches: Iterator over the training data.
+      state: Current state, on the devices.
+      checkpoints: Checkpoints of the run.
+      reporter: Writes metrics.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: str | Path):
+        """Reads the data, and the newest checkpoint if there is one."""
+        self.config = config
+        self.source, self._held_out = load_source(config.data, "train"), load_source(config.data, "eval")
+        self.plan = StepPlan.from_config(config, len(self.source))
+        self.batches = train_data(self.source, config)
+        self.reporter, self._timer = Reporter(workdir), StepTimer()
+        self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+        self._first = self.checkpoints.latest_step or 0
+        self._best = BestCheckpoint(workdir, self._first)
+        self._model, params = _initial_model(config, workdir, self.source, self._first)
+        self._train_step = TrainStep(self._model, config, make_optimizer(config.optim, self.plan.total))
+        self.state = self._train_step.init(params)
+        if self._first:
+            self.state = self.checkpoints.restore(self.state, self.batches)
+        self.reporter.drop_records_after(self._first)
+        save_description(workdir, config, self._model, self.source)
+
+    @property
+    def step(self) -> int:
+        """Number of updates so far."""
+        return self.state.step
+
+    def advance(self) -> dict[str, Array]:
+        """Makes one step, and returns its metrics on the devices."""
+        self.state, metrics = self._train_step(self.state, next(self.batches))
+        if self.step == self._first + 1:  # this step compiled, so it is not timed
+            jax.block_until_ready(metrics)
+            self._timer.start(self.step)
+        return metrics
+
+    def report(self, metrics: dict[str, Array]) -> None:
+        """Prints and writes the metrics of the current step.
+
+        Raises:
+          DivergedError: The loss is not finite.
+        """
+        self.reporter.log_training(
+            self.step,
+            _finite(self.step, metrics),
+            total_steps=self.plan.total,
+            batch_size=self.config.batch_size,
+            seconds_per_step=self._timer.seconds_per_step(self.step),
+        )
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluates the current state, and keeps it in `best/` if it is the best so far."""
+        last = self.step == self.plan.total
+        result = evaluate_model(
+            self.config, self._model, self.state.params, self._held_out, self.reporter, self.step, last
+        )
+        self._best.save_if_best(self.state, self.batches, result)
+        self._timer.start(self.step)
+        return result
+
+
+def _initial_model(config: ConfigDict, workdir: str | Path, source: Source, step: int) -> tuple[Detr, Params]:
+    """The model and its parameters: those of the newest checkpoint, or for step 0 those to start from."""
+    if step:
+        log(f"resuming from step {step}")
         return load_run(workdir, config.model)
     model, params, remark = starting_model(config, source.categories)
     if remark:
-        reporter.say(remark)
+        log(remark)
     return model, params
 
 
-def _trace(steps: int, done: int, last: bool, folder: Path, metrics: dict[str, Any]) -> None:
-    """Traces a number of steps after the first, which compiles."""
-    if steps and done == 1 and not last:
-        jax.profiler.start_trace(str(folder))
-    elif steps and done > 1 and (done == 1 + steps or (last and done < 1 + steps)):
-        jax.block_until_ready(metrics)
-        jax.profiler.stop_trace()
-
-
-def _finite(step: int, metrics: dict[str, Any]) -> dict[str, float]:
+def _finite(step: int, metrics: dict[str, Array]) -> dict[str, float]:
     """Metrics on the host.
 
     Raises:
-      FloatingPointError: the loss is not finite.
+      DivergedError: The loss is not finite.
     """
-    values = {name: float(value[0]) for name, value in metrics.items()}
+    values = {name: float(value) for name, value in parallel.unreplicate(metrics).items()}
     if not math.isfinite(values["loss"]):
-        raise FloatingPointError(
+        raise DivergedError(
             f"the loss is {values['loss']} at step {step}: training has diverged, lower optim.learning_rate"
         )
     return values
 
 
-def _summary(config: Any, model: Any, source: Source, state: TrainState, total_steps: int) -> str:
-    size = sum(leaf[0].size for leaf in jax.tree.leaves(state.params))
+def _summary(run: _Run) -> str:
+    config = run.config
+    size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(run.state.params))
     shapes = ", ".join(f"{height}x{width}" for height, width in config.data.train_shapes)
     lengths = ", ".join(map(str, config.pair_lengths))
+    devices = f"{jax.device_count()} {jax.devices()[0].platform} devices"
     return (
-        f"stage {config.stage}: {size / 1e6:.1f}M parameters, {len(source)} images, {total_steps} steps of "
-        f"{config.batch_size} images on {jax.device_count()} {jax.devices()[0].platform} devices; "
-        f"compiling one program a shape ({shapes}) and pair list ({lengths} an image)"
+        f"stage {config.stage}: {size / 1e6:.1f}M parameters, {len(run.source)} images, "
+        f"{run.plan.total} steps of {config.batch_size} images on {devices}; compiling one program per "
+        f"static shape ({shapes}) and number of mask pairs per image ({lengths})"
     )

@@ -1,7 +1,10 @@
-"""The losses of Eqs. 4 and 7-14: pure functions of outputs, targets and their assignment.
+"""The losses: pure functions of outputs, targets and their assignment.
 
-Original: SetCriterion of models/detr.py; losses carry its names. Sums over images are divided by counts over
-the whole batch, so that the result does not depend on how it is spread over devices, or over time.
+Eqs. 4 and 7-14 of "Research on Panoptic Segmentation Algorithm Based on Transformer". The losses are named as
+in the original code (SetCriterion in models/detr.py, https://github.com/facebookresearch/detr).
+
+A loss is a sum over the batch, divided by a count over the global batch. It therefore does not depend on how
+the batch is divided among devices or accumulated over parts.
 """
 
 import dataclasses
@@ -9,204 +12,257 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
+from detr_jax.data.batches import Batch
+from detr_jax.models.mask_head import MASK_STRIDE
 from detr_jax.ops import boxes
-from detr_jax.ops.padding import valid_mask
+from detr_jax.ops.padding import ceil_div, valid_mask
 from detr_jax.ops.resize import resize_bilinear, subsample
 
 Scalar = Float[Array, ""]
-
-
 PerLayer = Float[Array, " layers"]
 
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """The lambdas of Eqs. 4, 8 and 14, by the names they have in configs.
+    """The lambdas of Eqs. 4, 8 and 14, named like the fields of the config's `loss` section.
 
     Attributes:
-      cls: of the classification losses.
-      count: of the counting term of Eq. 14, which has no gradient.
-      box: of the box losses.
-      iou: of the generalized IoU in them.
-      l1: of the distance in them.
-      seg: of the mask losses.
-      dice: of the dice loss in them.
-      focal: of the focal loss in them.
-      no_object: of "no object" in the cross entropy.
+      cls: Weight of the class losses.
+      count: Weight of the counting term in the class losses. The term has no gradient.
+      box: Weight of the box losses.
+      iou: Weight of the generalized IoU loss in the box losses.
+      l1: Weight of the L1 loss in the box losses.
+      seg: Weight of the mask losses.
+      dice: Weight of the dice loss in the mask losses.
+      focal: Weight of the focal loss in the mask losses.
+      no_object: Weight of "no object" in the cross entropy.
     """
 
-    cls: float = 1.0
-    count: float = 0.0
-    box: float = 1.0
-    iou: float = 2.0
-    l1: float = 5.0
-    seg: float = 1.0
-    dice: float = 1.0
-    focal: float = 1.0
-    no_object: float = 0.1
+    cls: float
+    count: float
+    box: float
+    iou: float
+    l1: float
+    seg: float
+    dice: float
+    focal: float
+    no_object: float
 
-
-class Targets(NamedTuple):
-    """What a batch should have been; see the batch format.
-
-    Attributes:
-      labels: class index, -1 for padding.
-      boxes: cx, cy, w, h.
-      segment_map: 0 void, k the k-th target.
-      size: valid height and width.
-    """
-
-    labels: Int[Array, "batch targets"]
-    boxes: Float[Array, "batch targets 4"]
-    segment_map: UInt8[Array, "batch height width"]
-    size: Int[Array, "batch 2"]
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "LossWeights":
+        """The weights of a config's `loss` section."""
+        return cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
 
 
 class Counts(NamedTuple):
-    """What losses are divided by. Of a batch in several parts, an average over them.
+    """Numbers of targets by which losses are divided.
 
     Attributes:
-      targets: number of targets.
-      matched: those that get a query.
-      masks: those of them that get a mask loss.
+      targets: Number of targets.
+      assigned: Number of targets with a query; the others exceed the model's queries.
+      masks: Number of assigned targets with a mask loss.
     """
 
     targets: Scalar
-    matched: Scalar
+    assigned: Scalar
     masks: Scalar
 
 
-def count_targets(labels: Int[Array, "batch targets"], queries: int, mask_targets: int = 0) -> Counts:
-    """The counts of a batch, known before anything is predicted.
+def count_targets(labels: Int[Array, "batch targets"], queries: int, mask_targets: int) -> Counts:
+    """Counts the targets of a batch. The counts are known before the assignment.
 
     Args:
-      labels: class index, -1 for padding.
-      queries: of the model; targets beyond them get none.
-      mask_targets: most mask losses of an image; 0: all.
+      labels: Class index of each target; -1 is padding.
+      queries: Number of queries per image.
+      mask_targets: Maximum number of mask losses per image; 0 for all.
     """
     targets = (labels >= 0).sum(1)
-    matched = jnp.minimum(targets, queries)
-    masks = jnp.minimum(matched, mask_targets) if mask_targets else matched
-    return Counts(*(numbers.sum().astype(jnp.float32) for numbers in (targets, matched, masks)))
+    assigned = jnp.minimum(targets, queries)
+    masks = jnp.minimum(assigned, mask_targets) if mask_targets else assigned
+    return Counts(*(numbers.sum().astype(jnp.float32) for numbers in (targets, assigned, masks)))
 
 
-def detection_losses(
+def class_losses(
     logits: Float[Array, "layers batch queries classes"],
-    predicted: Float[Array, "layers batch queries 4"],
-    targets: Targets,
+    batch: Batch,
     assignment: Int[Array, "layers batch targets"],
-    no_object: float = 0.1,
-    counts: Counts | None = None,
+    counts: Counts,
+    no_object: float,
 ) -> dict[str, PerLayer]:
-    """Class and box losses of every decoder layer (Eqs. 7-9 and 14).
+    r"""Cross entropy and counting term of every decoder layer (Eqs. 7 and 14).
+
+    .. math::
+      L_{ce} = \frac{-\sum_q w_{c_q} \log \hat p_q(c_q)}{\sum_q w_{c_q}}, \qquad
+      L_{count} = |\hat N - N|
+
+    where :math:`c_q` is the class of the target assigned to query q, or "no object", whose weight
+    :math:`w` is `no_object` and not 1; N is the number of targets of an image, and :math:`\hat N` the number
+    of its queries whose most likely class is not "no object". Differing from Eq. 7, the cross entropy is a
+    weighted mean, as in the original code.
 
     Args:
-      logits: the last class is "no object".
-      predicted: boxes as cx, cy, w, h.
-      targets: of the batch.
-      assignment: query of each target, -1 for none.
-      no_object: weight of "no object" in the cross entropy.
-      counts: what to divide by, those of this batch by default.
+      logits: Class logits; the last class is "no object".
+      batch: Targets of the images.
+      assignment: Query of each target; -1 for none.
+      counts: Counts of the global batch.
+      no_object: Weight of "no object" in the cross entropy.
 
     Returns:
-      loss_ce, cardinality_error, class_error (percent of matched queries with a wrong class), loss_bbox,
-      loss_giou.
+      loss_ce; cardinality_error, the counting term as a mean over images, without gradient; class_error, the
+      percentage of assigned queries whose most likely class is wrong, which is no part of the loss.
     """
-    layers, batch, queries, classes = logits.shape
-    counts = counts or count_targets(targets.labels, queries)
-    matched = assignment >= 0
-    query = jnp.where(matched, assignment, queries)  # one past the end: dropped below
-    layer_index, batch_index = jnp.arange(layers)[:, None, None], jnp.arange(batch)[None, :, None]
-    labels = jnp.broadcast_to(targets.labels, assignment.shape)
-    wanted = jnp.full((layers, batch, queries), classes - 1, jnp.int32)
-    wanted = wanted.at[layer_index, batch_index, query].set(labels, mode="drop")
+    layers, images, queries, classes = logits.shape
+    query = jnp.where(assignment >= 0, assignment, queries)  # one past the end: dropped below
+    layer_index, image_index = jnp.arange(layers)[:, None, None], jnp.arange(images)[None, :, None]
+    labels = jnp.broadcast_to(batch.labels, assignment.shape)
+    true_class = jnp.full((layers, images, queries), classes - 1, jnp.int32)
+    true_class = true_class.at[layer_index, image_index, query].set(labels, mode="drop")
 
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-    entropy = -jnp.take_along_axis(log_probabilities, wanted[..., None], axis=-1)[..., 0]
-    weight = jnp.where(wanted == classes - 1, no_object, 1.0)
-    winner = jnp.argmax(logits, -1)
-    predicted_count = (winner != classes - 1).sum(-1)
-    target_count = (targets.labels >= 0).sum(-1)
-    right = (winner == wanted) & (wanted != classes - 1)
+    entropy = -jnp.take_along_axis(log_probabilities, true_class[..., None], axis=-1)[..., 0]
+    weight = jnp.where(true_class == classes - 1, no_object, 1.0)
+    total_weight = counts.assigned + no_object * (images * queries - counts.assigned)
 
-    count = _at_least_something(counts.targets)
-    chosen = predicted.at[layer_index, batch_index, query].get(mode="fill", fill_value=0.5)
-    distance = jnp.abs(chosen - targets.boxes).sum(-1)
-    overlap = boxes.generalized_iou(boxes.to_corners(chosen), boxes.to_corners(targets.boxes)[None])
-
-    def matched_sum(x: Float[Array, "layers batch targets"]) -> PerLayer:
-        return jnp.where(matched, x, 0.0).sum((1, 2))
-
-    weights = counts.matched + no_object * (batch * queries - counts.matched)
+    predicted_class = jnp.argmax(logits, -1)
+    predicted_count = (predicted_class != classes - 1).sum(-1)
+    target_count = (batch.labels >= 0).sum(-1)
+    correct = (predicted_class == true_class) & (true_class != classes - 1)
     return {
-        "loss_ce": (entropy * weight).sum((1, 2)) / weights,
+        "loss_ce": (entropy * weight).sum((1, 2)) / total_weight,
         "cardinality_error": jnp.abs(predicted_count - target_count).astype(jnp.float32).mean(1),
-        "class_error": 100.0 * (1.0 - right.sum((1, 2)) / _at_least_something(counts.matched)),
-        "loss_bbox": matched_sum(distance) / count,
-        "loss_giou": matched_sum(1.0 - overlap) / count,
+        "class_error": 100.0 * (1.0 - correct.sum((1, 2)) / _one_if_zero(counts.assigned)),
     }
 
 
-def pair_losses(
-    mask_logits: Float[Array, "pairs quarter_height quarter_width"],
-    targets: Targets,
-    pairs: Int[Array, "pairs 3"],
-    every: int = 1,
-) -> dict[str, Float[Array, " pairs"]]:
-    """Dice and focal loss of every mask at full resolution, over valid pixels (Eqs. 10-13).
+def box_losses(
+    predicted: Float[Array, "layers batch queries 4"],
+    batch: Batch,
+    assignment: Int[Array, "layers batch targets"],
+    counts: Counts,
+) -> dict[str, PerLayer]:
+    r"""L1 and generalized IoU loss of every decoder layer (Eqs. 8 and 9).
+
+    .. math::
+      L_{bbox} = \frac{1}{N} \sum_i \|b_i - \hat b_i\|_1, \qquad
+      L_{giou} = \frac{1}{N} \sum_i \left(1 - GIoU(b_i, \hat b_i)\right)
+
+    over the targets i that have a query, whose predicted box is :math:`\hat b_i`; N is the number of all
+    targets. For the generalized IoU, see `boxes.generalized_iou`.
 
     Args:
-      mask_logits: at a quarter of the resolution.
-      targets: of the batch.
-      pairs: image, query and target of each mask; target -1 is padding, with a loss of zero.
-      every: k to look only at every k-th row and column of pixels.
+      predicted: Boxes of the queries as (cx, cy, w, h), relative to the image size.
+      batch: Targets of the images.
+      assignment: Query of each target; -1 for none.
+      counts: Counts of the global batch.
 
     Returns:
-      loss_mask (focal, alpha 0.25, gamma 2) and loss_dice.
+      loss_bbox and loss_giou, without their weights.
+    """
+    layers, images, queries, _ = predicted.shape
+    assigned = assignment >= 0
+    query = jnp.where(assigned, assignment, queries)  # one past the end: filled below
+    layer_index, image_index = jnp.arange(layers)[:, None, None], jnp.arange(images)[None, :, None]
+    chosen = predicted.at[layer_index, image_index, query].get(mode="fill", fill_value=0.5)
+    distance = jnp.abs(chosen - batch.boxes).sum(-1)
+    overlap = boxes.generalized_iou(boxes.to_corners(chosen), boxes.to_corners(batch.boxes)[None])
+
+    def mean_over_targets(x: Float[Array, "layers batch targets"]) -> PerLayer:
+        return jnp.where(assigned, x, 0.0).sum((1, 2)) / _one_if_zero(counts.targets)
+
+    return {"loss_bbox": mean_over_targets(distance), "loss_giou": mean_over_targets(1.0 - overlap)}
+
+
+def pair_losses(
+    mask_logits: Float[Array, "pairs mask_height mask_width"],
+    pairs: Int[Array, "pairs 3"],
+    batch: Batch,
+    pixel_stride: int,
+) -> dict[str, Float[Array, " pairs"]]:
+    r"""Focal and dice loss of each mask, over the valid pixels at the resolution of the image (Eqs. 10-13).
+
+    .. math::
+      L_{dice} = 1 - \frac{2 \sum_x m_x \hat m_x + 1}{\sum_x m_x + \sum_x \hat m_x + 1}, \qquad
+      L_{focal} = \frac{1}{P} \sum_x FL(m_x, \hat m_x)
+
+    where m is the binary target mask, :math:`\hat m` the sigmoid of the resized logits, P the number of valid
+    pixels and FL the `focal_loss`.
+
+    Dice: https://arxiv.org/abs/1606.04797
+
+    Args:
+      mask_logits: Mask logits at stride `MASK_STRIDE`.
+      pairs: Image, query and target of each mask; target -1 is padding, whose losses are zero.
+      batch: Targets of the images.
+      pixel_stride: Stride of the rows and columns of pixels over which losses are computed; 1 for all.
+
+    Returns:
+      loss_mask (the focal loss) and loss_dice.
     """
     image, target = pairs[:, 0], pairs[:, 2]
-    size, shape = targets.size[image], targets.segment_map.shape[1:]
-    logits = resize_bilinear(mask_logits, -(-size // 4), size, shape, every)
-    valid = subsample(valid_mask(size, shape, 1), every)
-    wanted = subsample(targets.segment_map, every)[image] == (target + 1)[:, None, None]
+    size, shape = batch.size[image], batch.segment_map.shape[1:]
+    logits = resize_bilinear(mask_logits, ceil_div(size, MASK_STRIDE), size, shape, pixel_stride)
+    valid = subsample(valid_mask(size, shape, 1), pixel_stride)
+    mask = subsample(batch.segment_map, pixel_stride)[image] == (target + 1)[:, None, None]
 
-    pixels = valid.sum((1, 2))
-    focal = jnp.where(valid, focal_loss(logits, wanted), 0.0).sum((1, 2)) / pixels
+    focal = jnp.where(valid, focal_loss(logits, mask), 0.0).sum((1, 2)) / valid.sum((1, 2))
     probability = jnp.where(valid, jax.nn.sigmoid(logits), 0.0)
-    both = jnp.where(wanted, probability, 0.0).sum((1, 2))
-    dice = 1.0 - (2.0 * both + 1.0) / (probability.sum((1, 2)) + wanted.sum((1, 2)) + 1.0)
+    intersection = jnp.where(mask, probability, 0.0).sum((1, 2))
+    dice = 1.0 - (2.0 * intersection + 1.0) / (probability.sum((1, 2)) + mask.sum((1, 2)) + 1.0)
     return {name: jnp.where(target >= 0, x, 0.0) for name, x in (("loss_mask", focal), ("loss_dice", dice))}
 
 
-def mask_losses(of_pairs: dict[str, Float[Array, " pairs"]], counts: Counts) -> dict[str, Scalar]:
-    """Sums `pair_losses` and divides them by the number of targets, or their share of it.
+def focal_loss(
+    logits: Float[Array, "*shape"], targets: Bool[Array, "*shape"], alpha: float = 0.25, gamma: float = 2.0
+) -> Float[Array, "*shape"]:
+    r"""Binary cross entropy with less weight on well-classified pixels (Eqs. 11-13).
+
+    .. math::
+      FL = -\alpha_t (1 - p_t)^\gamma \log p_t
+
+    where :math:`p_t` is the predicted probability of the true class, and :math:`\alpha_t` is `alpha` for
+    positive targets and 1 - `alpha` for negative ones.
+
+    Focal loss: https://arxiv.org/abs/1708.02002
 
     Args:
-      of_pairs: the losses of every mask of the batch.
-      counts: what to divide by.
+      logits: Logits of the positive class.
+      targets: Whether the positive class is the true one.
+      alpha: Weight of positive targets, in [0, 1].
+      gamma: Exponent of the probability of the wrong class.
     """
-    share = counts.masks / _at_least_something(counts.matched)
-    count = _at_least_something(counts.targets * share)
+    true_logits = jnp.where(targets, logits, -logits)  # p_t is their sigmoid, -log p_t the cross entropy
+    weight = jnp.where(targets, alpha, 1.0 - alpha)
+    return weight * jax.nn.sigmoid(-true_logits) ** gamma * jax.nn.softplus(-true_logits)
+
+
+def mask_losses(of_pairs: dict[str, Float[Array, " pairs"]], counts: Counts) -> dict[str, Scalar]:
+    """Averages the losses of masks over the targets: their sum, divided by N * masks / assigned.
+
+    N is the number of targets. If only some assigned targets have a mask loss, N is scaled by their fraction,
+    which leaves the expected value of the loss unchanged.
+
+    Args:
+      of_pairs: The results of `pair_losses` for all masks of the batch.
+      counts: Counts of the global batch.
+    """
+    fraction = counts.masks / _one_if_zero(counts.assigned)
+    count = _one_if_zero(counts.targets * fraction)
     return {name: values.sum() / count for name, values in of_pairs.items()}
 
 
-def focal_loss(
-    logits: Float[Array, "*batch"], wanted: Bool[Array, "*batch"], alpha: float = 0.25, gamma: float = 2.0
-) -> Float[Array, "*batch"]:
-    """Binary cross entropy, weighted down where the prediction is right (Eqs. 11-13)."""
-    toward = jnp.where(wanted, logits, -logits)  # p_t = sigmoid(toward), and -log p_t is the cross entropy
-    weight = jnp.where(wanted, alpha, 1.0 - alpha)
-    return weight * jax.nn.sigmoid(-toward) ** gamma * jax.nn.softplus(-toward)
-
-
-def _at_least_something(number: Scalar) -> Scalar:
-    return jnp.where(number > 0, number, 1.0)
-
-
 def total_loss(losses: dict[str, Array], weights: LossWeights) -> Scalar:
-    """Eq. 4, with Eqs. 8 and 14 inside: class and box losses of all layers, mask losses of the last."""
+    """The weighted sum of all losses (Eq. 4, with the weights of Eqs. 8 and 14).
+
+    L = cls * sum(loss_ce + count * cardinality_error) + box * sum(iou * loss_giou + l1 * loss_bbox)
+    + seg * (dice * loss_dice + focal * loss_mask), where sums are over decoder layers.
+
+    Args:
+      losses: Class and box losses per decoder layer, and mask losses, if any, of the last one.
+      weights: Weights of the terms.
+    """
     classification = losses["loss_ce"] + weights.count * losses["cardinality_error"]
     box = weights.iou * losses["loss_giou"] + weights.l1 * losses["loss_bbox"]
     total = (weights.cls * classification + weights.box * box).sum()
@@ -217,9 +273,13 @@ def total_loss(losses: dict[str, Array], weights: LossWeights) -> Scalar:
 
 
 def by_layer(losses: dict[str, Array]) -> dict[str, Scalar]:
-    """Every loss under its own name: the last layer's bare, earlier ones with their number behind."""
+    """Names the losses of each layer: those of the last keep their name, others end in the layer's number."""
     named = {}
     for name, values in losses.items():
         named[name] = values if values.ndim == 0 else values[-1]
         named |= {f"{name}_{layer}": values[layer] for layer in range(values.size - 1)}
     return named
+
+
+def _one_if_zero(number: Scalar) -> Scalar:
+    return jnp.where(number > 0, number, 1.0)

@@ -1,6 +1,7 @@
-"""Which query answers for which target: costs on the device, the Hungarian assignment on the host.
+"""Assigns queries to targets: costs on the device, the Hungarian algorithm on the host or on the device.
 
-Original: models/matcher.py. Equations 5 and 6 of the paper.
+Eqs. 5 and 6 of "Research on Panoptic Segmentation Algorithm Based on Transformer", as in the original code
+(models/matcher.py, https://github.com/facebookresearch/detr).
 """
 
 from typing import NamedTuple
@@ -10,23 +11,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Int32
+from ml_collections import ConfigDict
 from scipy.optimize import linear_sum_assignment
 
+from detr_jax.errors import DivergedError
 from detr_jax.ops import boxes
 
 
 class MatchingWeights(NamedTuple):
-    """Weights of the terms of Eq. 6.
+    """Weights of the terms of Eq. 6, named like the fields of the config's `matching` section.
 
     Attributes:
-      cls: of the negative probability of the target's class.
-      l1: of the distance between the boxes.
-      iou: of the negative generalized IoU.
+      cls: Weight of the class probability.
+      l1: Weight of the L1 distance between boxes.
+      iou: Weight of the generalized IoU of boxes.
     """
 
-    cls: float = 1.0
-    l1: float = 5.0
-    iou: float = 2.0
+    cls: float
+    l1: float
+    iou: float
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "MatchingWeights":
+        """The weights of a config's `matching` section."""
+        return cls(**{name: config[name] for name in cls._fields})
 
 
 def matching_cost(
@@ -36,14 +44,18 @@ def matching_cost(
     targets: Float[Array, "batch targets 4"],
     weights: MatchingWeights,
 ) -> Float[Array, "layers batch queries targets"]:
-    """Eq. 6 for every query and target of an image; zero for padding (label -1).
+    r"""Cost of assigning each query of an image to each of its targets (Eq. 6).
+
+    .. math::
+      C_{qi} = -\lambda_{cls} \hat p_q(c_i) + \lambda_{l1} \|b_i - \hat b_q\|_1
+        - \lambda_{iou} GIoU(b_i, \hat b_q)
 
     Args:
-      logits: the last class is "no object".
-      predicted: boxes as cx, cy, w, h.
-      labels: class index of each target.
-      targets: boxes as cx, cy, w, h.
-      weights: of the terms.
+      logits: Class logits; the last class is "no object".
+      predicted: Boxes of the queries as (cx, cy, w, h), relative to the image size.
+      labels: Class index of each target; -1 is padding, whose cost is zero.
+      targets: Boxes of the targets as (cx, cy, w, h), relative to the image size.
+      weights: Weights of the terms.
     """
     probabilities = jax.nn.softmax(logits.astype(jnp.float32))
     classes = jnp.broadcast_to(jnp.maximum(labels, 0)[None, :, None], (*logits.shape[:3], labels.shape[1]))
@@ -59,22 +71,32 @@ def matching_cost(
 def assign_on_host(
     cost: Float[np.ndarray, "layers batch queries targets"], labels: Int[np.ndarray, "batch targets"]
 ) -> Int32[np.ndarray, "layers batch targets"]:
-    """Eq. 5 by SciPy: the query of each target, -1 for padding and for targets beyond the queries.
+    r"""The assignment of least total cost (Eq. 5), by SciPy.
+
+    .. math::
+      \hat\sigma = \arg\min_\sigma \sum_i C_{\sigma(i) i}
+
+    Args:
+      cost: Matching costs, see `matching_cost`.
+      labels: Class index of each target; -1 is padding.
+
+    Returns:
+      The query of each target; -1 for padding, and for the costliest targets if they outnumber the queries.
 
     Raises:
-      FloatingPointError: a cost is not finite, because training diverged or a target is not a number.
+      DivergedError: A cost is not finite.
     """
     assignment = np.full((cost.shape[0], *labels.shape), -1, np.int32)
     counts = (labels >= 0).sum(1)
-    # What SciPy would make of every matrix: doubles in a row, with fewer rows than columns.
+    # SciPy copies each matrix into this layout: contiguous float64, with fewer rows than columns.
     matrices = cost[..., : counts.max(initial=0)].swapaxes(-1, -2).astype(np.float64, order="C")
     for layer, image in np.ndindex(*cost.shape[:2]):
         try:
             targets, queries = linear_sum_assignment(matrices[layer, image, : counts[image]])
         except ValueError as error:
-            raise FloatingPointError(
+            raise DivergedError(
                 f"the matching cost of decoder layer {layer}, image {image} of the batch is not finite: "
-                "training has diverged (lower optim.learning_rate) or a target box is not a number"
+                "training has diverged (lower optim.learning_rate), or a target box is not finite"
             ) from error
         assignment[layer, image, targets] = queries
     return assignment
@@ -83,9 +105,18 @@ def assign_on_host(
 def assign_on_device(
     cost: Float[Array, "layers batch queries targets"], labels: Int[Array, "batch targets"]
 ) -> Int32[Array, "layers batch targets"]:
-    """Eq. 5 by optax, inside a compiled program; as `assign`, but needs as many queries as targets.
+    """The assignment of least total cost (Eq. 5), by optax within a compiled program.
 
-    Padded targets cost nothing anywhere, so they take what the others leave and are then dropped.
+    Equals `assign_on_host` where there are at least as many queries as targets, padding included. Padded
+    targets cost zero everywhere, so they are assigned queries that no other target needs, and are then
+    dropped.
+
+    Args:
+      cost: Matching costs, see `matching_cost`.
+      labels: Class index of each target; -1 is padding.
+
+    Returns:
+      The query of each target; -1 for padding.
     """
     per_image = cost.reshape(-1, *cost.shape[2:])
 
@@ -100,6 +131,6 @@ def assign_on_device(
 def assign_batch(
     costs: Float[np.ndarray, "devices layers batch queries targets"],
     labels: Int[np.ndarray, "devices batch targets"],
-) -> Int[np.ndarray, "devices layers batch targets"]:
-    """The assignment of every device's images."""
+) -> Int32[np.ndarray, "devices layers batch targets"]:
+    """Applies `assign_on_host` to the images of each device."""
     return np.stack([assign_on_host(*device) for device in zip(costs, labels, strict=True)])

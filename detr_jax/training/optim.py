@@ -1,4 +1,7 @@
-"""The optimizer: AdamW with learning rates per part, frozen parts, clipping and a schedule."""
+"""The optimizer: AdamW with separate learning rates, frozen parameters, clipping and a schedule.
+
+AdamW: https://arxiv.org/abs/1711.05101
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,30 +9,35 @@ from typing import Any
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
+from detr_jax.errors import UserError
 from detr_jax.models.detr import Params
 
 STAGES = ("boxes", "masks", "joint")
 
 
 def split_params(params: Params, stage: str, learning_rate_backbone: float) -> tuple[Params, Params]:
-    """Divides parameters into those a stage trains and constant ones.
+    """Splits parameters into those that a stage trains and those that stay constant.
 
-    Batch norms are constants, and so are the stem and the first stage of a backbone with batch norm, which
-    starts from ImageNet (original: BackboneBase).
+    Frozen batch norms are constant. So are the stem and the first stage of a backbone that has them, since it
+    starts from ImageNet weights (original: BackboneBase).
 
     Args:
-      params: of the whole model.
-      stage: "boxes" (all but the mask head), "masks" (the mask head alone: the paper), or "joint".
-      learning_rate_backbone: 0 makes the whole backbone constant.
+      params: Parameters of the whole model.
+      stage: "boxes" (all but the mask head), "masks" (only the mask head, as in the paper), or "joint" (all).
+      learning_rate_backbone: Learning rate of the backbone; 0 freezes it.
+
+    Returns:
+      The trained and the constant parameters.
 
     Raises:
-      ValueError: no such stage, or nothing to train in it.
+      UserError: The stage is unknown, or trains a mask head that the model lacks.
     """
     if stage not in STAGES:
-        raise ValueError(f"stage is {stage!r}: must be one of {', '.join(STAGES)}")
+        raise UserError(f"stage is {stage!r}: must be one of {', '.join(STAGES)}")
     if stage == "masks" and "mask_head" not in params:
-        raise ValueError("stage 'masks' trains the mask head, but the model has none: set model.masks=True")
+        raise UserError("stage 'masks' trains the mask head, but the model has none: set model.masks=True")
     flat = flatten_dict(params, sep="/")
     pretrained = any("frozen_batch_norm" in path for path in flat)
 
@@ -49,46 +57,22 @@ def split_params(params: Params, stage: str, learning_rate_backbone: float) -> t
 
 
 def merge_params(*parts: Mapping[str, Any]) -> Params:
-    """Puts parameters divided by `split_params` together again."""
+    """Merges parameter trees, such as those of `split_params`. Later trees replace values of earlier ones."""
     flat: dict[str, Any] = {}
     for part in parts:
         flat |= flatten_dict(part, sep="/")
     return unflatten_dict(flat, sep="/")
 
 
-def make_schedule(config: Any, total_steps: int) -> Callable[[Any], Float[Array, ""] | float]:
-    """Factor on the learning rates over the steps of a run.
+def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
+    """Clips the global norm of the gradients, then applies AdamW with a learning rate for the backbone.
 
     Args:
-      config: `optim` section: schedule "step" (a tenth from `drop_at`, a fraction of the run, on), "cosine"
-        or "constant"; `warmup_steps` of linear rise before.
-      total_steps: of the run.
+      config: The `optim` section of a config.
+      total_steps: Number of updates of the run.
 
     Raises:
-      ValueError: no such schedule.
-    """
-    steps = max(total_steps - config.warmup_steps, 1)
-    if config.schedule == "step":
-        drop = max(round(total_steps * config.drop_at) - config.warmup_steps, 0)
-        schedule = optax.piecewise_constant_schedule(1.0, {drop: 0.1})
-    elif config.schedule == "cosine":
-        schedule = optax.cosine_decay_schedule(1.0, steps)
-    elif config.schedule == "constant":
-        schedule = optax.constant_schedule(1.0)
-    else:
-        raise ValueError(f"optim.schedule is {config.schedule!r}: must be step, cosine or constant")
-    if not config.warmup_steps:
-        return schedule
-    warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
-    return optax.join_schedules([warmup, schedule], [config.warmup_steps])
-
-
-def make_optimizer(config: Any, total_steps: int) -> optax.GradientTransformation:
-    """Clips the gradient's global norm, then AdamW with one learning rate for the backbone, one for the rest.
-
-    Args:
-      config: `optim` section: learning_rate, learning_rate_backbone, weight_decay, b2, clip_norm, schedule...
-      total_steps: of the run.
+      UserError: The schedule is unknown.
     """
     factor = make_schedule(config, total_steps)
 
@@ -103,3 +87,31 @@ def make_optimizer(config: Any, total_steps: int) -> optax.GradientTransformatio
 
     parts = {"backbone": adamw(config.learning_rate_backbone), "rest": adamw(config.learning_rate)}
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.transforms.partition(parts, labels))
+
+
+def make_schedule(config: ConfigDict, total_steps: int) -> Callable[[Any], Float[Array, ""] | float]:
+    """Factor of the learning rates as a function of the step.
+
+    Args:
+      config: The `optim` section of a config. `schedule` is "step" (1, then 0.1 from the fraction `drop_at`
+        of the run), "cosine" (from 1 to 0) or "constant"; it starts with `warmup_steps` of linear increase
+        from 0.
+      total_steps: Number of updates of the run.
+
+    Raises:
+      UserError: The schedule is unknown.
+    """
+    steps = max(total_steps - config.warmup_steps, 1)
+    if config.schedule == "step":
+        drop = max(round(total_steps * config.drop_at) - config.warmup_steps, 0)
+        schedule = optax.piecewise_constant_schedule(1.0, {drop: 0.1})
+    elif config.schedule == "cosine":
+        schedule = optax.cosine_decay_schedule(1.0, steps)
+    elif config.schedule == "constant":
+        schedule = optax.constant_schedule(1.0)
+    else:
+        raise UserError(f"optim.schedule is {config.schedule!r}: must be step, cosine or constant")
+    if not config.warmup_steps:
+        return schedule
+    warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
+    return optax.join_schedules([warmup, schedule], [config.warmup_steps])

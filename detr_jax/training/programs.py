@@ -1,0 +1,250 @@
+"""The device programs of the train step, as pure functions of one device's arrays.
+
+    forward     parameters, batch       -> outputs, matching costs, vjp
+    gradients   outputs, assignment     -> gradients, metrics
+    apply       gradients, metrics      -> new parameters and optimizer state, metrics
+    update      gradients, then apply, in one program
+
+`TrainStep` compiles them for each device. They hold no arrays: all that does not change during a run is in
+`StepSettings`, and everything else is an argument.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from detr_jax.data.batches import Batch
+from detr_jax.errors import UserError
+from detr_jax.models import detr
+from detr_jax.models.detr import Detr, Outputs, Params
+from detr_jax.runtime import parallel
+from detr_jax.training.losses import (
+    Counts,
+    LossWeights,
+    box_losses,
+    by_layer,
+    class_losses,
+    count_targets,
+    mask_losses,
+    pair_losses,
+    total_loss,
+)
+from detr_jax.training.matching import MatchingWeights, assign_on_device, matching_cost
+from detr_jax.training.optim import merge_params, split_params
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What the programs of a run are compiled for.
+
+    Attributes:
+      model: Model to train.
+      optimizer: Optimizer of the trained parameters.
+      stage: Parameters to train, see `split_params`.
+      learning_rate_backbone: Learning rate of the backbone; 0 freezes it.
+      seed: Random seed of dropout.
+      parts: Number of parts in which a batch is computed, one after the other.
+      auxiliary: Whether all decoder layers have class and box losses, or only the last.
+      mask_targets: Maximum number of mask losses per image; 0 for all.
+      mask_pixels: Stride of the pixels over which mask losses are computed.
+      loss_weights: Weights of the losses.
+      matching_weights: Weights of the matching cost.
+      assigns_on_device: Whether `forward` returns the assignment rather than the costs.
+    """
+
+    model: Detr
+    optimizer: optax.GradientTransformation
+    stage: str
+    learning_rate_backbone: float
+    seed: int
+    parts: int
+    auxiliary: bool
+    mask_targets: int
+    mask_pixels: int
+    loss_weights: LossWeights
+    matching_weights: MatchingWeights
+    assigns_on_device: bool
+
+    @classmethod
+    def from_config(
+        cls, config: ConfigDict, model: Detr, optimizer: optax.GradientTransformation
+    ) -> "StepSettings":
+        """The settings of a config.
+
+        Args:
+          config: Whole config, see `default_config`.
+          model: Model to train.
+          optimizer: Optimizer of the trained parameters.
+
+        Raises:
+          UserError: `matching.method` is unknown.
+        """
+        if config.matching.method not in ("scipy", "optax"):
+            raise UserError(f"matching.method is {config.matching.method!r}: must be 'scipy' or 'optax'")
+        return cls(
+            model=model,
+            optimizer=optimizer,
+            stage=config.stage,
+            learning_rate_backbone=config.optim.learning_rate_backbone,
+            seed=config.seed,
+            parts=config.accumulate_steps,
+            auxiliary=config.loss.auxiliary,
+            mask_targets=config.loss.mask_targets,
+            mask_pixels=config.loss.mask_pixels,
+            loss_weights=LossWeights.from_config(config.loss),
+            matching_weights=MatchingWeights.from_config(config.matching),
+            assigns_on_device=config.matching.method == "optax",
+        )
+
+    @property
+    def trains_masks(self) -> bool:
+        """Whether there are mask losses."""
+        return self.stage != "boxes"
+
+    def split_params(self, params: Params) -> tuple[Params, Params]:
+        """The trained and the constant parameters."""
+        return split_params(params, self.stage, self.learning_rate_backbone)
+
+
+def forward(
+    settings: StepSettings, params: Params, batch: Batch, step: Int[Array, ""], part: Int[Array, ""]
+) -> tuple[Outputs, Array, Any]:
+    """Detects objects and compares them with the targets.
+
+    Args:
+      settings: Settings of the run.
+      params: Parameters of the whole model.
+      batch: Images and targets of this device, of one part of the batch.
+      step: Number of updates so far.
+      part: Number of the part.
+
+    Returns:
+      The outputs; the matching costs, (layers, batch, queries, targets), or with `assigns_on_device` the
+      assignment, (layers, batch, targets); and the vjp of the outputs with respect to the trained parameters
+      of the detector.
+    """
+    trained, constant = settings.split_params(params)
+    detector = {name: part for name, part in trained.items() if name != "mask_head"}
+    key = jax.random.fold_in(jax.random.key(settings.seed), step)
+    key = jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS) * settings.parts + part)
+
+    def detect(detector: Params) -> Outputs:
+        # A frozen detector predicts as in evaluation: without dropout.
+        dropout_key = key if detector else None
+        outputs = detr.detect(
+            settings.model, merge_params(detector, constant), batch.image, batch.size, dropout_key
+        )
+        if not settings.auxiliary:
+            outputs = outputs._replace(logits=outputs.logits[-1:], boxes=outputs.boxes[-1:])
+        return outputs if settings.trains_masks else outputs._replace(features=None)  # type: ignore[arg-type]
+
+    outputs, vjp = jax.vjp(detect, detector)
+    weights = settings.matching_weights
+    cost = matching_cost(outputs.logits, outputs.boxes, batch.labels, batch.boxes, weights)
+    return outputs, assign_on_device(cost, batch.labels) if settings.assigns_on_device else cost, vjp
+
+
+def gradients(
+    settings: StepSettings,
+    params: Params,
+    labels: Int[Array, "images targets"],
+    batch: Batch,
+    outputs: Outputs,
+    vjp: Any,
+    assignment: Int[Array, "layers batch targets"],
+    pairs: Int[Array, "pairs 3"] | None,
+) -> tuple[Params, Metrics]:
+    """Gradients and metrics of one part of a batch. Those of all parts add up to those of the batch.
+
+    Args:
+      settings: Settings of the run.
+      params: Parameters of the whole model.
+      labels: Class indices of the targets of all parts on this device; -1 is padding.
+      batch: Images and targets of this device, of one part of the batch.
+      outputs: Outputs of `forward`.
+      vjp: The vjp of `forward`.
+      assignment: Query of each target; -1 for none.
+      pairs: Image, query and target of each mask loss, target -1 being padding; None without mask losses.
+
+    Returns:
+      Gradients of the trained parameters, and the losses by name.
+    """
+    trained, _ = settings.split_params(params)
+    head = {name: trained[name] for name in ("mask_head",) if name in trained}
+    counts = count_targets(labels, outputs.logits.shape[2], settings.mask_targets)
+    counts = Counts(*(parallel.mean_over_devices(number) / settings.parts for number in counts))
+
+    def objective(head: Params, outputs: Outputs) -> tuple[Array, dict[str, Array]]:
+        losses = _losses(settings, head, outputs, batch, assignment, pairs, counts)
+        return total_loss(losses, settings.loss_weights) / settings.parts, losses
+
+    value_and_gradients = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+    (total, losses), (head_gradient, outputs_gradient) = value_and_gradients(head, outputs)
+    (detector_gradient,) = vjp(outputs_gradient)
+    metrics = {name: value / settings.parts for name, value in by_layer(losses).items()}
+    return merge_params(detector_gradient, head_gradient), {"loss": total, **metrics}
+
+
+def _losses(
+    settings: StepSettings,
+    head: Params,
+    outputs: Outputs,
+    batch: Batch,
+    assignment: Int[Array, "layers batch targets"],
+    pairs: Int[Array, "pairs 3"] | None,
+    counts: Counts,
+) -> dict[str, Array]:
+    """The losses by name: of classes and boxes per decoder layer, of masks for the last one."""
+    losses = class_losses(outputs.logits, batch, assignment, counts, settings.loss_weights.no_object)
+    losses |= box_losses(outputs.boxes, batch, assignment, counts)
+    if pairs is None:
+        return losses
+    finish = functools.partial(pair_losses, batch=batch, pixel_stride=settings.mask_pixels)
+    of_pairs = detr.predict_masks(settings.model, head, outputs.features, batch.size, pairs, finish)
+    return losses | mask_losses(of_pairs, counts)
+
+
+def apply(
+    settings: StepSettings, params: Params, opt_state: Any, gradients_and_metrics: tuple[Params, Metrics]
+) -> tuple[Params, Any, Metrics]:
+    """Makes one update of the parameters, with the means of gradients and metrics over all devices.
+
+    Args:
+      settings: Settings of the run.
+      params: Parameters of the whole model.
+      opt_state: State of the optimizer.
+      gradients_and_metrics: The results of `gradients`, summed over the parts of the batch.
+
+    Returns:
+      The new parameters, the new state of the optimizer, and the metrics with gradient_norm added, the global
+      norm before clipping.
+    """
+    gradients, metrics = parallel.mean_over_devices(gradients_and_metrics)
+    trained, _ = settings.split_params(params)
+    updates, opt_state = settings.optimizer.update(gradients, opt_state, trained)
+    params = merge_params(params, optax.apply_updates(trained, updates))
+    return params, opt_state, {**metrics, "gradient_norm": optax.global_norm(gradients)}
+
+
+def update(
+    settings: StepSettings, params: Params, opt_state: Any, *arguments: Any
+) -> tuple[Params, Any, Metrics]:
+    """`gradients` and `apply` for a batch in one part.
+
+    Args:
+      settings: Settings of the run.
+      params: Parameters of the whole model.
+      opt_state: State of the optimizer.
+      *arguments: The arguments of `gradients` after `params`.
+
+    Returns:
+      The results of `apply`.
+    """
+    return apply(settings, params, opt_state, gradients(settings, params, *arguments))
