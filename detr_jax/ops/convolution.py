@@ -1,7 +1,7 @@
 """Convolutions and pooling in formulations that are fast on CPUs.
 
-XLA has few specialised CPU kernels. Each function here computes the same as a single XLA operation, in a form
-that XLA runs faster. `benchmarks/speed/convolutions.py` compares all of them with the plain operation.
+Each function computes the same as one operation of XLA, in a form that XLA runs faster on CPUs. The speedups
+named here are those of `benchmarks/speed/convolutions.py`, float32 on 2 cores.
 """
 
 import functools
@@ -37,7 +37,7 @@ def convolve(
 ) -> Float[Array, "batch new_height new_width features"]:
     """Convolution with PyTorch's symmetric padding of `dilation * (kernel_size // 2)`.
 
-    A 1x1 convolution is computed as a matrix product.
+    A 1x1 convolution is computed as a matrix product, which is 3 times as fast (1.7 times with gradients).
     """
     if kernel.shape[:2] == (1, 1):
         return x[:, ::stride, ::stride] @ kernel[0, 0]
@@ -89,11 +89,13 @@ def _gradients_by_taps(
     """Returns the gradients of a convolution with respect to its input and its kernel.
 
     Each tap of the kernel gets its gradient from one matrix product. XLA would compute them all as a
-    convolution whose kernel is as large as the map.
+    convolution whose kernel is as large as the map. For 2x2 windows, taps are 15 times as fast on 256 maps of
+    8x8 and 70 times on 16 maps of 50x67. For 3x3 windows on 16 maps of 25x34, XLA is 1.6 times as fast.
 
     The gradient of the input is a convolution with the flipped kernel. It is computed with one more pixel of
-    padding than necessary on each side, and then cropped: XLA is slow on CPUs if a convolution has no
-    padding, as happens for windows of 2x2 pixels.
+    padding than necessary on each side, and then cropped. XLA is slow if a convolution has no padding, as
+    happens for 2x2 windows: the larger padding is 2.6 times as fast on 16 maps of 50x67, though no faster on
+    256 maps of 8x8.
     """
     rows, columns, channels, features = kernel.shape
     height, width = gradient.shape[1:3]
@@ -121,8 +123,9 @@ def convolve_stem(
 ) -> Float[Array, "batch half_height half_width features"]:
     """ResNet's first convolution, 7x7 with stride 2, as a 4x4 convolution with stride 1.
 
-    Each square of 2x2 pixels becomes one pixel with four times the channels, since three channels are too few
-    for XLA to use the CPU well.
+    Each square of 2x2 pixels becomes one pixel with four times the channels. On 32 images of 64x64 this is
+    1.8 times as fast (1.4 times with gradients), on one image of 800x1066 0.8 times (1.0 times with
+    gradients).
     """
     batch, height, width, channels = x.shape
     features = kernel.shape[3]
@@ -146,8 +149,8 @@ def max_pool(
 ) -> Float[Array, "batch half_height half_width channels"]:
     """3x3 max pooling with stride 2 and padding 1 of maps that are nowhere negative.
 
-    The gradient is that of the maximum of shifted maps. It equals XLA's unless two pixels of a window share
-    the maximum; the gradient is then divided among them.
+    The gradient is that of the maximum of shifted maps, which makes forward and backward pass 3 to 4 times as
+    fast. It equals XLA's unless two pixels of a window share the maximum; they then share the gradient.
     """
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
