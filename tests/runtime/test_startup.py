@@ -1,34 +1,83 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-PROGRAM = """
+import pytest
+
+from detr_jax.errors import DivergedError, MissingFileError, MissingPackageError, UserError
+from detr_jax.runtime.startup import exit_with_message
+
+ROOT = Path(__file__).parent.parent.parent
+COMPILES = """
 import jax
-from detr_jax.compilation import enable_compilation_cache
+from detr_jax.runtime.startup import enable_compilation_cache
 enable_compilation_cache()
 jax.jit(lambda x: x @ x + 1.0)(jax.numpy.ones((3, 3)))
 """
+# A bug of the package: two of its lists disagree in length, which C code notices.
+PLANTED = """
+import runpy
+import sys
+import detr_jax.inference.predict
+
+def predict(config, workdir, images):
+    list(zip([1], [1, 2], strict=True))
+
+detr_jax.inference.predict.predict = predict
+sys.argv = ["main.py", "--config=configs/shapes.py", "--workdir=unused", "--mode=predict"]
+sys.path.insert(0, ".")
+runpy.run_path("main.py", run_name="__main__")
+"""
 
 
-def run(**variables):
-    kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    subprocess.run([sys.executable, "-c", PROGRAM], env={**kept, **variables}, check=True)
+def run(program, **variables):
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env=inherited | variables, capture_output=True, text=True, cwd=ROOT)
 
 
-def programs(folder):
+def compiled_programs(folder):
     return sorted(file.name for file in folder.rglob("*-cache"))
 
 
-def test_a_second_start_compiles_nothing(tmp_path):
-    run(XDG_CACHE_HOME=str(tmp_path))
-    first = programs(tmp_path / "detr_jax")
+def test_second_start_compiles_nothing(tmp_path):
+    assert run(COMPILES, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
+    first = compiled_programs(tmp_path / "detr_jax")
     assert first
-    run(XDG_CACHE_HOME=str(tmp_path))
-    assert programs(tmp_path / "detr_jax") == first
+    assert run(COMPILES, XDG_CACHE_HOME=str(tmp_path)).returncode == 0
+    assert compiled_programs(tmp_path / "detr_jax") == first
 
 
-def test_a_folder_that_jax_was_told_is_used_instead(tmp_path):
-    told = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    run(XDG_CACHE_HOME=str(tmp_path / "home"), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "told"), **told)
-    assert programs(tmp_path / "told")
+def test_cache_folder_of_the_environment_is_used_instead(tmp_path):
+    done = run(
+        COMPILES,
+        XDG_CACHE_HOME=str(tmp_path / "home"),
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path / "chosen"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
+    assert done.returncode == 0
+    assert compiled_programs(tmp_path / "chosen")
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("error", [UserError, MissingFileError, MissingPackageError, DivergedError])
+def test_user_errors_exit_with_their_message(error):
+    with pytest.raises(SystemExit) as left, exit_with_message():
+        raise error("no such thing")
+    assert left.value.code == "error: no such thing"
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, ImportError, AttributeError])
+def test_other_errors_pass_through(error):
+    with pytest.raises(error), exit_with_message():
+        raise error("a bug")
+
+
+def test_a_bug_of_the_package_keeps_its_traceback():
+    done = run(PLANTED)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "in predict" in done.stderr
+    assert "zip() argument 2 is longer than argument 1" in done.stderr
+    assert "error: zip" not in done.stderr
