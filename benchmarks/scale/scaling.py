@@ -2,8 +2,9 @@
 
 python benchmarks/scale/scaling.py [--height=800] [--width=1216] [--targets=20]
 
-For every model and stage, with one image on one device: the size of the parameters, of the optimizer state, of
-what the first program passes to the second, and of the gradients averaged over devices; the operations of both.
+For every model and stage, with one image on one device: the size of the parameters, of the optimizer state,
+of what the first program passes to the second, and of the gradients averaged over devices; the operations of
+both programs.
 """
 
 import argparse

@@ -27,6 +27,7 @@ from detr_jax.config import default_config
 from detr_jax.data.batches import Batch
 from detr_jax.inference.fusion import surviving_queries
 from detr_jax.inference.segmenter import Segmenter
+from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
@@ -37,11 +38,10 @@ MASKS = 16  # surviving queries per image
 STEPS = 5  # per timing, dispatched without waiting in between
 
 
-def inference(batch: Batch, dtype: str) -> Callable[[], Any]:
+def inference(model: Detr, params: Params, batch: Batch) -> Callable[[], Any]:
     """Segmentation of a batch of equal images, from pixels to maps on the device."""
-    config, model = default_config(), peer.make_model(dtype=dtype)
-    params = parallel.replicate(peer.make_params(model))
-    arguments = config, model, params, peer.CATEGORIES
+    config = default_config()
+    arguments = config, model, parallel.replicate(params), peer.CATEGORIES
     outputs, _ = Segmenter.from_config(*arguments).detect(batch.image, batch.size)
     scores = np.sort(surviving_queries(outputs.logits[0], 0.0, peer.CATEGORIES).scores)[::-1]
     config.eval.threshold = float(scores[MASKS])
@@ -54,13 +54,12 @@ def inference(batch: Batch, dtype: str) -> Callable[[], Any]:
     return segment
 
 
-def training(batch: Batch, dtype: str, stage: str) -> Callable[[], Any]:
+def training(model: Detr, params: Params, batch: Batch, stage: str) -> Callable[[], Any]:
     """Training steps of a stage, from a batch on the host to the updated state."""
-    config, model = default_config(), peer.make_model(dtype=dtype)
-    config.stage, config.model.masks = stage, stage != "boxes"
-    params = peer.make_params(model)
+    config = default_config()
+    config.stage = stage
     if stage == "boxes":
-        del params["mask_head"]
+        params = {name: part for name, part in params.items() if name != "mask_head"}
     step = TrainStep(model, config, make_optimizer(config.optim, 100))
     state = step.init(params)
 
@@ -79,12 +78,14 @@ def measure_row(arguments: argparse.Namespace) -> dict[str, Any]:
     images = arguments.batch_size * jax.local_device_count()
     batch = Batch(*(np.repeat(array, images, 0) for array in make_batch(image=image)))
     work, dtype = arguments.work[0], arguments.dtype[0]
+    model = peer.make_model(dtype=dtype)
+    params = peer.make_params(model)
     start = time.perf_counter()
-    run = inference(batch, dtype) if work == "inference" else training(batch, dtype, work)
+    run = inference(model, params, batch) if work == "inference" else training(model, params, batch, work)
     run()
     first = time.perf_counter() - start
     seconds = float(np.median(measure.timed(run, repeats=arguments.repeats)["seconds"]))
-    stats = jax.local_devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats()  # None on a CPU
     return {
         "work": work,
         "dtype": dtype,
@@ -94,7 +95,7 @@ def measure_row(arguments: argparse.Namespace) -> dict[str, Any]:
         "shape": list(image.shape[:2]),
         "compile_s": first - seconds,
         "images_per_s": STEPS * images / seconds,
-        "peak_gb": stats.get("peak_bytes_in_use", 0) / 1e9,
+        "peak_gb": stats["peak_bytes_in_use"] / 1e9 if stats else None,
     }
 
 
