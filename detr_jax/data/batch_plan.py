@@ -23,8 +23,8 @@ class ProcessShare:
     """The rows `index::count` of every global batch, which one of `count` processes loads.
 
     Attributes:
-      index: index of the process.
-      count: number of processes.
+      index: Index of the process.
+      count: Number of processes.
     """
 
     index: int
@@ -35,9 +35,9 @@ class Rows(NamedTuple):
     """The images of a global batch.
 
     Attributes:
-      shape: static height and width of the batch.
-      indices: index of each image in its source.
-      epochs: epoch whose augmentation each image gets; empty in evaluation.
+      shape: Static height and width of the batch.
+      indices: Index of each image in its source.
+      epochs: Epoch whose augmentation each image gets; empty in evaluation.
     """
 
     shape: Size
@@ -60,7 +60,7 @@ def choose_shape(size: Size, shapes: Sequence[Size]) -> Size:
     """The shape of smallest area that holds an image of `size`.
 
     Raises:
-      UserError: no shape holds it.
+      UserError: No shape holds it.
     """
     shape = smallest_fitting(size, shapes)
     if shape is None:
@@ -89,7 +89,7 @@ class TrainOrder:
     its start, at most `batches_per_epoch` batches.
 
     Attributes:
-      batches_per_epoch: number of images // `batch_size`.
+      batches_per_epoch: Number of images // `batch_size`.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class TrainOrder:
         """Checks that every batch of any epoch will have a static shape.
 
         Args:
-          sizes: height and width of every image.
-          batch_size: number of images in a global batch.
-          shapes: static (height, width) of batches; the largest must hold all others, for merged batches.
-          settings: augmentation settings.
-          seed: random seed of the order and of the augmentation.
+          sizes: Height and width of every image.
+          batch_size: Number of images in a global batch.
+          shapes: Static (height, width) of batches; the largest must hold all others, for merged batches.
+          settings: Augmentation settings.
+          seed: Random seed of the order and of the augmentation.
 
         Raises:
-          UserError: there are fewer images than `batch_size`, or `shapes` cannot hold them.
+          UserError: There are fewer images than `batch_size`, or `shapes` cannot hold them.
         """
         if len(sizes) < batch_size:
             raise UserError(f"There are {len(sizes)} images, fewer than one batch of {batch_size}.")
@@ -180,13 +180,13 @@ def plan_evaluation(
     The last batch of a shape may be short.
 
     Args:
-      sizes: height and width of every image.
-      batch_size: number of images in a global batch.
-      shapes: static (height, width) of batches.
-      settings: resize settings.
+      sizes: Height and width of every image.
+      batch_size: Number of images in a global batch.
+      shapes: Static (height, width) of batches.
+      settings: Resize settings.
 
     Raises:
-      UserError: no shape holds an image.
+      UserError: No shape holds an image.
     """
     groups: dict[Size, list[int]] = {}
     for index, (height, width) in enumerate(sizes.tolist()):

@@ -27,12 +27,12 @@ class Batch(NamedTuple):
 
     Attributes:
       image: RGB pixels, top-left aligned and padded with zeros.
-      size: valid height and width of each image in pixels.
-      orig_size: height and width of each image before any transform; None on the devices.
-      segment_map: number of the segment of each pixel, counted from 1; 0 is void or padding.
-      labels: category id of each segment; -1 is padding.
-      boxes: box of each segment as (cx, cy, w, h), relative to `size`; 0 is padding.
-      image_id: id of each image; None on the devices.
+      size: Valid height and width of each image in pixels.
+      orig_size: Height and width of each image before any transform; None on the devices.
+      segment_map: Number of the segment of each pixel, counted from 1; 0 is void or padding.
+      labels: Category id of each segment; -1 is padding.
+      boxes: Box of each segment as (cx, cy, w, h), relative to `size`; 0 is padding.
+      image_id: Id of each image; None on the devices.
     """
 
     image: UInt8[Any, "batch height width 3"]
@@ -64,17 +64,17 @@ def train_batches(
     batch. `grain.checkpoint.CheckpointSave` stores the state in an Orbax checkpoint.
 
     Args:
-      source: training images.
-      batch_size: number of images in a global batch, over all processes.
-      shapes: static (height, width) of batches; the largest must hold all others.
-      settings: augmentation settings.
-      max_targets: maximum number of segments per image; see `make_batch`.
+      source: Training images.
+      batch_size: Number of images in a global batch, over all processes.
+      shapes: Static (height, width) of batches; the largest must hold all others.
+      settings: Augmentation settings.
+      max_targets: Maximum number of segments per image; see `make_batch`.
       crowd: "keep" makes targets of crowd segments, as the original does for panoptic data; "drop" makes
         them void.
-      seed: random seed of the order and of the augmentation.
-      threads: number of threads that load batches ahead of time, one batch each; 0 loads on demand.
-      share: rows of each global batch that this process loads.
-      epochs: number of passes over the data, each rounded down to whole batches; None for endless batches.
+      seed: Random seed of the order and of the augmentation.
+      threads: Number of threads that load batches ahead of time, one batch each; 0 loads on demand.
+      share: Rows of each global batch that this process loads.
+      epochs: Number of passes over the data, each rounded down to whole batches; None for endless batches.
 
     Returns:
       An iterator of batches.
@@ -112,13 +112,13 @@ def eval_batches(
     by repeating an image.
 
     Args:
-      source: evaluation images.
-      batch_size: number of images in a global batch, over all processes.
-      shapes: static (height, width) of batches.
-      settings: resize settings.
-      max_targets: maximum number of segments per image; see `make_batch`.
-      threads: number of threads that load batches ahead of time, one batch each; 0 loads on demand.
-      share: rows of each global batch that this process loads.
+      source: Evaluation images.
+      batch_size: Number of images in a global batch, over all processes.
+      shapes: Static (height, width) of batches.
+      settings: Resize settings.
+      max_targets: Maximum number of segments per image; see `make_batch`.
+      threads: Number of threads that load batches ahead of time, one batch each; 0 loads on demand.
+      share: Rows of each global batch that this process loads.
 
     Returns:
       An iterator of (batch, examples). `examples` are the untransformed examples of the first rows of the
@@ -148,9 +148,9 @@ def make_batch(examples: Sequence[Example], shape: Size, max_targets: int) -> Ba
     """Stacks transformed examples, top-left aligned and padded.
 
     Args:
-      examples: transformed examples, none larger than `shape`.
-      shape: height and width of the batch.
-      max_targets: maximum number of segments per image. Of more, those with the most pixels are kept, and
+      examples: Transformed examples, none larger than `shape`.
+      shape: Height and width of the batch.
+      max_targets: Maximum number of segments per image. Of more, those with the most pixels are kept, and
         the others become void.
     """
     count = len(examples)

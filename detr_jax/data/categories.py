@@ -66,11 +66,11 @@ def from_json(entries: Sequence[Any]) -> tuple[Category, ...]:
     """Reads the `categories` list of a COCO JSON file.
 
     Args:
-      entries: dicts with "id" and "name". "isthing" defaults to 1, since COCO's detection files, which lack
+      entries: Dicts with "id" and "name". "isthing" defaults to 1, since COCO's detection files, which lack
         it, contain only things. "color" defaults to a colour derived from the id.
 
     Raises:
-      UserError: an entry is not valid, or two entries have the same id.
+      UserError: An entry is not valid, or two entries have the same id.
     """
     categories = [_from_entry(entry) for entry in entries]
     ids = [category.id for category in categories]

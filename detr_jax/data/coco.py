@@ -28,15 +28,15 @@ class Annotations:
     """All annotations of a dataset in a few arrays, which take 21 bytes per segment.
 
     Attributes:
-      image_ids: ids of the images, ascending.
-      image_files: file names of the images, relative to the image folder.
-      panoptic_files: file names of the PNGs, relative to the folder of PNGs.
-      sizes: height and width of each image in pixels.
-      offsets: bounds of the segments of each image: those of image i are `offsets[i]:offsets[i + 1]`.
-      ids: id of each segment in the PNG of its image.
-      labels: category id of each segment.
-      areas: area of each segment in pixels.
-      iscrowd: whether each segment is a crowd region.
+      image_ids: Ids of the images, ascending.
+      image_files: File names of the images, relative to the image folder.
+      panoptic_files: File names of the PNGs, relative to the folder of PNGs.
+      sizes: Height and width of each image in pixels.
+      offsets: Bounds of the segments of each image: those of image i are `offsets[i]:offsets[i + 1]`.
+      ids: Id of each segment in the PNG of its image.
+      labels: Category id of each segment.
+      areas: Area of each segment in pixels.
+      iscrowd: Whether each segment is a crowd region.
     """
 
     image_ids: Int64[np.ndarray, " images"]
@@ -58,9 +58,9 @@ class CocoPanoptic:
     map, not read from the JSON file, and the EXIF orientation of images is ignored.
 
     Attributes:
-      categories: categories of the JSON file, in its order.
-      sizes: height and width of every image, from the JSON file.
-      annotations: annotations of all images, as stored.
+      categories: Categories of the JSON file, in its order.
+      sizes: Height and width of every image, from the JSON file.
+      annotations: Annotations of all images, as stored.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class CocoPanoptic:
         """Reads the annotation file and checks that all images and PNGs exist.
 
         Args:
-          root: folder that contains the data.
-          split: name of the split, from which the following three are derived by default.
-          images: folder of images in `root`; `{split}` by default.
-          panoptic: folder of PNGs in `root`; `panoptic_{split}` by default.
+          root: Folder that contains the data.
+          split: Name of the split, from which the following three are derived by default.
+          images: Folder of images in `root`; `{split}` by default.
+          panoptic: Folder of PNGs in `root`; `panoptic_{split}` by default.
           annotations: JSON file in `root`; `annotations/panoptic_{split}.json` by default.
 
         Raises:
-          MissingFileError: a folder, the annotation file, an image or a PNG is missing.
-          UserError: the annotation file is damaged, has another format, or contradicts itself.
+          MissingFileError: A folder, the annotation file, an image or a PNG is missing.
+          UserError: The annotation file is damaged, has another format, or contradicts itself.
         """
         self._root = Path(root)
         self._images = self._root / (images or split)
@@ -140,17 +140,17 @@ def make_example(
     """Makes an example of a decoded image, its panoptic PNG and its annotated segments.
 
     Args:
-      image: decoded image.
-      png: decoded panoptic PNG of the same size.
-      ids: id of each annotated segment in the PNG; segments without pixels are omitted.
-      labels: category id of each segment.
-      areas: annotated area of each segment in pixels.
-      iscrowd: whether each segment is a crowd region.
-      image_id: id of the image in its dataset.
-      file_name: path of the image relative to the image folder.
+      image: Decoded image.
+      png: Decoded panoptic PNG of the same size.
+      ids: Id of each annotated segment in the PNG; segments without pixels are omitted.
+      labels: Category id of each segment.
+      areas: Annotated area of each segment in pixels.
+      iscrowd: Whether each segment is a crowd region.
+      image_id: Id of the image in its dataset.
+      file_name: Path of the image relative to the image folder.
 
     Raises:
-      UserError: the sizes of `image` and `png` differ, or `ids` are too many or out of range.
+      UserError: The sizes of `image` and `png` differ, or `ids` are too many or out of range.
     """
     if png.size != image.size:
         raise UserError(
@@ -183,7 +183,7 @@ def read_annotations(path: Path) -> tuple[tuple[Category, ...], Annotations]:
       The categories; the annotations, ordered by image id.
 
     Raises:
-      UserError: the file is damaged, has another format, or contradicts itself.
+      UserError: The file is damaged, has another format, or contradicts itself.
     """
     try:
         content = json.loads(path.read_bytes())

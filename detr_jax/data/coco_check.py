@@ -42,8 +42,8 @@ def check_folder(root: str | Path, progress: bool = False) -> Iterator[str]:
     Each problem is one line that names the file and, where there is one, the image id.
 
     Args:
-      root: folder with `annotations/panoptic_{split}.json`, `{split}/` and `panoptic_{split}/`.
-      progress: whether to show progress bars on the terminal.
+      root: Folder with `annotations/panoptic_{split}.json`, `{split}/` and `panoptic_{split}/`.
+      progress: Whether to show progress bars on the terminal.
     """
     files = sorted(Path(root).glob("annotations/panoptic_*.json"))
     if not files:
@@ -79,7 +79,7 @@ def find_json_problems(content: Any) -> Iterator[str]:
     """Yields every problem of an annotation file that can be found without opening images.
 
     Args:
-      content: decoded JSON of the file.
+      content: Decoded JSON of the file.
     """
     absent = [key for key in _LISTS if not _is_list(content, key)]
     if absent:

@@ -13,8 +13,8 @@ class Category(NamedTuple):
     """A class of segments.
 
     Attributes:
-      id: category id; it is also the class index of the model, as in the published checkpoints.
-      name: class name.
+      id: Category id; it is also the class index of the model, as in the published checkpoints.
+      name: Class name.
       isthing: True for things (countable objects), False for stuff.
       color: RGB display colour, 0 to 255.
     """
@@ -31,14 +31,14 @@ class Example:
 
     Attributes:
       image: RGB pixels.
-      segment_map: number of the segment of each pixel, counted from 1; 0 is void.
-      labels: category id of each segment.
-      boxes: box of each segment as (cx, cy, w, h), relative to the image size.
-      areas: annotated area of each segment in pixels, unchanged by transforms.
-      iscrowd: whether each segment is a crowd region.
-      image_id: unique id of the image in its dataset.
-      orig_size: height and width of the image before any transform.
-      file_name: path of the image relative to the image folder.
+      segment_map: Number of the segment of each pixel, counted from 1; 0 is void.
+      labels: Category id of each segment.
+      boxes: Box of each segment as (cx, cy, w, h), relative to the image size.
+      areas: Annotated area of each segment in pixels, unchanged by transforms.
+      iscrowd: Whether each segment is a crowd region.
+      image_id: Unique id of the image in its dataset.
+      orig_size: Height and width of the image before any transform.
+      file_name: Path of the image relative to the image folder.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
@@ -57,7 +57,7 @@ class Source(Protocol):
     """A dataset with random access; an example depends on its index alone.
 
     Attributes:
-      categories: all categories, in the order in which results list them.
+      categories: All categories, in the order in which results list them.
     """
 
     categories: tuple[Category, ...]

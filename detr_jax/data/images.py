@@ -28,11 +28,11 @@ def decode_image(file: Path | io.BytesIO, name: str | Path) -> Image.Image:
     """Opens and decodes an image file.
 
     Args:
-      file: path of the file, or its open content.
-      name: name of the file in the error message.
+      file: Path of the file, or its open content.
+      name: Name of the file in the error message.
 
     Raises:
-      UserError: the file is missing, damaged or not an image.
+      UserError: The file is missing, damaged or not an image.
     """
     try:
         image = Image.open(file)
@@ -46,11 +46,11 @@ def read_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
     """Reads an image as RGB, rotated upright according to its EXIF orientation.
 
     Args:
-      image: path of an image file, Pillow image, or uint8 RGB array (height, width, 3).
+      image: Path of an image file, Pillow image, or uint8 RGB array (height, width, 3).
 
     Raises:
-      MissingFileError: the file does not exist.
-      UserError: the file is not a readable image, or the array has another dtype or shape.
+      MissingFileError: The file does not exist.
+      UserError: The file is not a readable image, or the array has another dtype or shape.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -75,7 +75,7 @@ def list_images(paths: Sequence[str | Path]) -> Iterator[Path]:
     """Yields the given files, and for a folder the image files directly in it, sorted by name.
 
     Args:
-      paths: paths of image files and of folders.
+      paths: Paths of image files and of folders.
 
     Raises:
       MissingFileError: `paths` is empty, a path does not exist, or a folder contains no image file.
@@ -103,7 +103,7 @@ def resize_for_eval(
 
     Args:
       pixels: RGB image.
-      config: section `data` of the config.
+      config: Section `data` of the config.
     """
     height, width, _ = pixels.shape
     return resize_image(pixels, plan_eval((height, width), EvalTransform.from_config(config)).size)
@@ -116,7 +116,7 @@ def pad_images(
 
     Args:
       images: RGB images, none larger than `shape`.
-      shape: height and width of the stack.
+      shape: Height and width of the stack.
 
     Returns:
       The stack; height and width of each image.

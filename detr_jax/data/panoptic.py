@@ -18,10 +18,10 @@ class PanopticSegmentation:
     """An image divided into segments.
 
     Attributes:
-      segment_map: segment id of each pixel; 0 is void.
-      segments_info: one dict per segment, as in COCO's panoptic format: `id`, `category_id`, `isthing` and
+      segment_map: Segment id of each pixel; 0 is void.
+      segments_info: One dict per segment, as in COCO's panoptic format: `id`, `category_id`, `isthing` and
         `area` in pixels, with `score` in predictions and `iscrowd` in annotations.
-      categories: categories that `category_id` refers to.
+      categories: Categories that `category_id` refers to.
     """
 
     segment_map: Int32[np.ndarray, "height width"]
@@ -37,8 +37,8 @@ class PanopticSegmentation:
         """The entry of this image in the `annotations` list of a COCO panoptic JSON file.
 
         Args:
-          image_id: id of the image in its dataset.
-          file_name: path of the saved PNG, relative to the folder of PNGs.
+          image_id: Id of the image in its dataset.
+          file_name: Path of the saved PNG, relative to the folder of PNGs.
         """
         return {"image_id": image_id, "file_name": file_name, "segments_info": self.segments_info}
 
@@ -54,12 +54,12 @@ def segments_info(example: Example, categories: Sequence[Category]) -> list[dict
     """The segments of an untransformed example in COCO's panoptic format, with the annotated areas.
 
     Args:
-      example: annotated image, as its source returns it.
-      categories: categories of the dataset.
+      example: Annotated image, as its source returns it.
+      categories: Categories of the dataset.
 
     Raises:
-      UserError: a segment has a category id that `categories` lacks.
-      ValueError: the example was resized or cropped.
+      UserError: A segment has a category id that `categories` lacks.
+      ValueError: The example was resized or cropped.
     """
     if example.segment_map.shape != example.orig_size:
         raise ValueError(

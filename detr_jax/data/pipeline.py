@@ -19,7 +19,7 @@ def load_source(config: ConfigDict, part: str) -> Source:
     Only the module of the chosen dataset is imported.
 
     Args:
-      config: section `data` of the config.
+      config: Section `data` of the config.
       part: "train" or "eval", which selects `train_split` and `train_count`, or `eval_split` and
         `eval_count`.
 
@@ -52,14 +52,14 @@ def train_data(source: Source, config: ConfigDict) -> DatasetIterator[Batch]:
     """Endless augmented batches: this process's share of every global batch.
 
     Args:
-      source: training images.
-      config: whole config.
+      source: Training images.
+      config: Whole config.
 
     Returns:
       An iterator whose position can be saved and restored, see `train_batches`.
 
     Raises:
-      UserError: the batch size or the static shapes do not fit the data, see `train_batches`.
+      UserError: The batch size or the static shapes do not fit the data, see `train_batches`.
     """
     data = config.data
     return train_batches(
@@ -79,11 +79,11 @@ def eval_data(source: Source, config: ConfigDict) -> Iterator[tuple[Batch, list[
     """One pass over the data: this process's share of every batch, with the untransformed examples.
 
     Args:
-      source: evaluation images.
-      config: whole config.
+      source: Evaluation images.
+      config: Whole config.
 
     Raises:
-      UserError: the batch size or the static shapes do not fit the data, see `eval_batches`.
+      UserError: The batch size or the static shapes do not fit the data, see `eval_batches`.
     """
     data = config.data
     return eval_batches(

@@ -31,11 +31,11 @@ def number_segments(
     """Renumbers the segments of a map 1, ..., n in the order of `ids`; all other ids become 0 (void).
 
     Args:
-      id_map: segment id of each pixel.
-      ids: unique segment ids, 0 to 2^24 - 1.
+      id_map: Segment id of each pixel.
+      ids: Unique segment ids, 0 to 2^24 - 1.
 
     Raises:
-      UserError: there are more than `MAX_SEGMENTS` segments, or an id is out of range.
+      UserError: There are more than `MAX_SEGMENTS` segments, or an id is out of range.
     """
     if len(ids) > MAX_SEGMENTS:
         raise UserError(f"it has {len(ids)} segments; at most {MAX_SEGMENTS} per image are supported")
@@ -56,8 +56,8 @@ def find_boxes(
     row, so a box is one pixel narrower and lower than its segment.
 
     Args:
-      segment_map: number of the segment of each pixel; 0 is void.
-      count: number of segments.
+      segment_map: Number of the segment of each pixel; 0 is void.
+      count: Number of segments.
 
     Returns:
       Boxes as (cx, cy, w, h) relative to the map, zero for segments without pixels; and whether each segment

@@ -99,9 +99,9 @@ class _Thing:
     """A shape to be painted into the image.
 
     Attributes:
-      kind: index in `_THINGS`.
-      depth: depth of each pixel of the window inside the outline, in pixels; negative outside.
-      window: part of the image that contains the shape.
+      kind: Index in `_THINGS`.
+      depth: Depth of each pixel of the window inside the outline, in pixels; negative outside.
+      window: Part of the image that contains the shape.
     """
 
     kind: int
@@ -125,8 +125,8 @@ class Shapes:
     are not painted.
 
     Attributes:
-      categories: categories of things, then of stuff.
-      sizes: height and width of every image.
+      categories: Categories of things, then of stuff.
+      sizes: Height and width of every image.
     """
 
     def __init__(self, split: str, count: int, image_size: int = 128, seed: int = 0) -> None:
@@ -134,12 +134,12 @@ class Shapes:
 
         Args:
           split: "train", "validation" or "test"; no two share an image.
-          count: number of images.
-          image_size: height and width of the images in pixels, at least `MIN_IMAGE_SIZE`.
-          seed: random seed of all images.
+          count: Number of images.
+          image_size: Height and width of the images in pixels, at least `MIN_IMAGE_SIZE`.
+          seed: Random seed of all images.
 
         Raises:
-          UserError: an argument is out of range.
+          UserError: An argument is out of range.
         """
         if split not in SPLITS:
             raise UserError(f"There is no split {split!r}. Splits: {', '.join(SPLITS)}.")
@@ -179,8 +179,8 @@ def draw(
     """Draws one image.
 
     Args:
-      size: height and width in pixels.
-      rng: random generator.
+      size: Height and width in pixels.
+      rng: Random generator.
 
     Returns:
       The image; its segment map, with things from back to front, then stuff; category id of each segment.
@@ -259,8 +259,8 @@ def _arrange(things: Sequence[_Thing], regions: Int[np.ndarray, "size size"]) ->
     that shows too little is merged into the largest.
 
     Args:
-      things: shapes from back to front.
-      regions: index of the ground at each pixel.
+      things: Shapes from back to front.
+      regions: Index of the ground at each pixel.
 
     Returns:
       The index of a thing, or len(things) + the index of a ground, at each pixel.
@@ -314,15 +314,15 @@ def export(
     """Writes generated images as a COCO panoptic folder, which `CocoPanoptic` reads.
 
     Args:
-      folder: folder to write `{split}/`, `panoptic_{split}/` and `annotations/panoptic_{split}.json` to; it
+      folder: Folder to write `{split}/`, `panoptic_{split}/` and `annotations/panoptic_{split}.json` to; it
         can already contain other splits.
-      count: number of images.
+      count: Number of images.
       split: "train", "validation" or "test".
-      image_size: height and width of the images in pixels.
-      seed: random seed of all images.
+      image_size: Height and width of the images in pixels.
+      seed: Random seed of all images.
 
     Raises:
-      UserError: an argument is out of range, see `Shapes`.
+      UserError: An argument is out of range, see `Shapes`.
     """
     source = Shapes(split, count, image_size, seed)
     folder = Path(folder)

@@ -36,7 +36,7 @@ class TfdsPanoptic:
     again. Segments and boxes are treated as in `CocoPanoptic`.
 
     Attributes:
-      categories: categories of COCO panoptic.
+      categories: Categories of COCO panoptic.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class TfdsPanoptic:
         """Opens a prepared dataset.
 
         Args:
-          name: dataset and configuration.
+          name: Dataset and configuration.
           split: "train", "validation", or a part of them such as "train[:10%]".
           data_dir: TFDS data folder; by default that of the environment variable TFDS_DATA_DIR, or
             ~/tensorflow_datasets.
 
         Raises:
           MissingPackageError: TensorFlow Datasets is not installed.
-          MissingFileError: the dataset is not prepared in `data_dir`.
-          UserError: the split is unknown, the file format is not array_record, or the classes are not those
+          MissingFileError: The dataset is not prepared in `data_dir`.
+          UserError: The split is unknown, the file format is not array_record, or the classes are not those
             of COCO panoptic.
         """
         tfds = _import_tfds()
@@ -120,7 +120,7 @@ def prepare(name: str = NAME, data_dir: str | os.PathLike[str] | None = None) ->
     COCO panoptic is a download of 20 GB and takes as much again on disk.
 
     Args:
-      name: dataset and configuration.
+      name: Dataset and configuration.
       data_dir: TFDS data folder; see `TfdsPanoptic`.
 
     Raises:
@@ -142,7 +142,7 @@ def write_sizes(name: str = NAME, data_dir: str | os.PathLike[str] | None = None
     """Stores the image sizes of every split beside the data, so that runs need not read them.
 
     Args:
-      name: dataset and configuration.
+      name: Dataset and configuration.
       data_dir: TFDS data folder; see `TfdsPanoptic`.
     """
     folder = _find_prepared(name, data_dir)

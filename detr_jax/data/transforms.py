@@ -22,12 +22,12 @@ class TrainTransform:
     """Augmentation settings: random flip, then random crop, then resize to a random scale.
 
     Attributes:
-      scales: lengths of the shorter side in pixels, one of which is drawn; empty to skip the resize.
-      max_size: maximum length of the longer side in pixels; None for no limit.
-      crop_probability: probability that an image is resized and cropped before the final resize.
-      crop_scales: lengths of the shorter side before cropping, in pixels; empty to crop at the original size.
-      crop_range: minimum and maximum side of a crop in pixels.
-      flip: whether images are mirrored left to right with probability 0.5.
+      scales: Lengths of the shorter side in pixels, one of which is drawn; empty to skip the resize.
+      max_size: Maximum length of the longer side in pixels; None for no limit.
+      crop_probability: Probability that an image is resized and cropped before the final resize.
+      crop_scales: Lengths of the shorter side before cropping, in pixels; empty to crop at the original size.
+      crop_range: Minimum and maximum side of a crop in pixels.
+      flip: Whether images are mirrored left to right with probability 0.5.
     """
 
     scales: tuple[int, ...]
@@ -55,8 +55,8 @@ class EvalTransform:
     """Resize settings for evaluation.
 
     Attributes:
-      scale: length of the shorter side in pixels; None to skip the resize.
-      max_size: maximum length of the longer side in pixels; None for no limit.
+      scale: Length of the shorter side in pixels; None to skip the resize.
+      max_size: Maximum length of the longer side in pixels; None for no limit.
     """
 
     scale: int | None
@@ -73,10 +73,10 @@ class Plan:
     """The transform of one image: flip, then resize and crop, then resize.
 
     Attributes:
-      size: final height and width.
-      flip: whether to mirror left to right.
-      crop: top, left, height and width of the crop; None for no crop.
-      crop_from: height and width to resize to before cropping; None for no crop.
+      size: Final height and width.
+      flip: Whether to mirror left to right.
+      crop: Top, left, height and width of the crop; None for no crop.
+      crop_from: Height and width to resize to before cropping; None for no crop.
     """
 
     size: Size
@@ -92,9 +92,9 @@ def resized_size(size: Size, scale: int, max_size: int | None = None) -> Size:
     truncated, and can exceed `max_size` by a few pixels for very elongated images.
 
     Args:
-      size: height and width.
-      scale: length of the shorter side in pixels.
-      max_size: maximum length of the longer side in pixels; None for no limit.
+      size: Height and width.
+      scale: Length of the shorter side in pixels.
+      max_size: Maximum length of the longer side in pixels; None for no limit.
     """
     height, width = size
     short, long = float(min(size)), float(max(size))
@@ -133,8 +133,8 @@ def greatest_sizes(sizes: Int[np.ndarray, "images 2"], settings: TrainTransform)
     """All final sizes that images of these sizes can have at the largest scale; no other scale exceeds them.
 
     Args:
-      sizes: height and width of every image.
-      settings: augmentation settings.
+      sizes: Height and width of every image.
+      settings: Augmentation settings.
     """
     before = {(height, width) for height, width in np.unique(sizes, axis=0).tolist()}
     if settings.crop_probability > 0:
