@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -87,5 +88,5 @@ shapes = Rule(
 )
 address = Rule(
     "'', 'auto' or HOST:PORT",
-    lambda value: isinstance(value, str) and (value in ("", "auto") or value.rpartition(":")[2].isdigit()),
+    lambda value: isinstance(value, str) and (value in ("", "auto") or bool(re.fullmatch(r".+:\d+", value))),
 )
