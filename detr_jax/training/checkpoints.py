@@ -58,7 +58,7 @@ class Checkpoints:
         )
 
     def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-        """Restores the newest checkpoint to all devices, and moves the iterator to its position in the data.
+        """Restores the newest checkpoint to all devices, and sets the iterator to its position in the data.
 
         Args:
           state: Initial state, whose structure and shapes the checkpoint must have.
@@ -68,29 +68,19 @@ class Checkpoints:
           UserError: The checkpoint is of a different model or stage.
         """
         step = self.latest_step or 0
-        expected = parallel.unreplicate((state.params, state.opt_state))
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(expected[0]),
-                    opt_state=ocp.args.StandardRestore(expected[1]),
-                    data=grain.checkpoint.CheckpointRestore(iterator),
-                ),
+        expected = dict(zip(("params", "opt_state"), parallel.unreplicate(state[1:]), strict=True))
+        folder, handler = Path(self._manager.directory), ocp.StandardCheckpointHandler()
+        found = {name: handler.metadata(folder / str(step) / name).tree for name in expected}
+        # Before restoring: Orbax silently restores arrays of a different shape.
+        if differences := shape_differences(found, expected):
+            raise UserError(
+                f"{folder} holds a run of a different model or stage: choose another workdir, or start from "
+                f"that run with --config.init_from={folder.parent}{listing(differences)}"
             )
-        except (ValueError, KeyError, TypeError) as error:  # what Orbax raises for trees that differ
-            raise UserError(f"{self._different_run()} ({error})") from error
-        found = restored.params, restored.opt_state
-        if differences := shape_differences(found, expected):  # Orbax ignores the shapes it is given
-            raise UserError(f"{self._different_run()}:{listing(differences)}")
-        return TrainState(step, *parallel.replicate(found))
-
-    def _different_run(self) -> str:
-        folder = Path(self._manager.directory)
-        return (
-            f"{folder} holds a run of a different model or stage: choose another workdir, or start from that "
-            f"run with --config.init_from={folder.parent}"
-        )
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in expected.items()}
+        data = grain.checkpoint.CheckpointRestore(iterator)
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items, data=data))
+        return TrainState(step, *parallel.replicate((restored.params, restored.opt_state)))
 
     def wait(self) -> None:
         """Blocks until all checkpoints are on disk."""

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detr_jax.training.matching import MatchingWeights, assign_on_device, assign_on_host, matching_cost
+from detr_jax.config import default_config
+from detr_jax.errors import DivergedError
+from detr_jax.training.matching import (
+    MatchingWeights,
+    assign_batch,
+    assign_on_device,
+    assign_on_host,
+    matching_cost,
+)
 
 LABELS = np.array([[2, 0, -1, -1], [1, 1, 3, 0], [-1, -1, -1, -1]])
 
@@ -16,6 +24,12 @@ def costs():
     return np.where(LABELS[None, :, None] >= 0, costs, 0.0).astype(np.float32)
 
 
+def test_takes_the_weights_from_the_config():
+    config = default_config().matching
+    config.l1 = 7.0
+    assert MatchingWeights.from_config(config) == (config.cls, 7.0, config.iou)
+
+
 def test_cost_is_equation_6():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((1, 3, 6, 5)).astype(np.float32)
@@ -23,7 +37,7 @@ def test_cost_is_equation_6():
         rng.uniform(0.2, 0.4, shape).astype(np.float32) for shape in [(1, 3, 6, 4), (3, 4, 4)]
     )
     cost = matching_cost(
-        *map(jnp.asarray, (logits, predicted, LABELS, targets)), MatchingWeights(2.0, 5.0, 0.0)
+        *map(jnp.asarray, (logits, predicted, LABELS, targets)), MatchingWeights(cls=2.0, l1=5.0, iou=0.0)
     )
     probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = 5 * np.abs(predicted[0, 1, 4] - targets[1, 2]).sum() - 2 * probability[0, 1, 4, LABELS[1, 2]]
@@ -31,33 +45,38 @@ def test_cost_is_equation_6():
     assert not np.asarray(cost[0, 0, :, 2:]).any()
 
 
-def test_assignment_is_the_cheapest(costs):
+def test_assignment_has_the_least_total_cost(costs):
     assignment = assign_on_host(costs, LABELS)
     np.testing.assert_array_equal(assignment >= 0, np.broadcast_to(LABELS >= 0, assignment.shape))
     for layer, image in np.ndindex(2, 3):
         count = (LABELS[image] >= 0).sum()
         matrix = costs[layer, image, :, :count]
-        cheapest = min(
+        least = min(
             matrix[list(queries), range(count)].sum()
             for queries in itertools.permutations(range(6), int(count))
         )
         found = matrix[assignment[layer, image, :count], range(count)].sum()
-        np.testing.assert_allclose(found, cheapest, rtol=1e-6)
+        np.testing.assert_allclose(found, least, rtol=1e-6)
 
 
-def test_device_and_host_agree(costs):
+def test_device_and_host_return_the_same_assignment(costs):
     on_device = jax.jit(assign_on_device)(costs, LABELS)
     np.testing.assert_array_equal(on_device, assign_on_host(costs, LABELS))
 
 
-def test_more_targets_than_queries_leaves_some_out():
-    assignment = assign_on_host(
-        np.random.default_rng(0).random((1, 1, 2, 4), np.float32), np.zeros((1, 4), int)
-    )
-    assert sorted(assignment[0, 0]) == [-1, -1, 0, 1]
+def test_assigns_each_query_at_most_once_if_targets_outnumber_queries():
+    cost = np.random.default_rng(0).random((1, 1, 2, 4), np.float32)
+    assert sorted(assign_on_host(cost, np.zeros((1, 4), int))[0, 0]) == [-1, -1, 0, 1]
 
 
-def test_divergence_is_named(costs):
+def test_assigns_the_images_of_each_device(costs):
+    other = costs[:, ::-1]
+    both = assign_batch(np.stack([costs, other]), np.stack([LABELS, LABELS[::-1]]))
+    np.testing.assert_array_equal(both[0], assign_on_host(costs, LABELS))
+    np.testing.assert_array_equal(both[1], both[0][:, ::-1])
+
+
+def test_rejects_costs_that_are_not_finite(costs):
     costs[1, 1, 3, 2] = np.nan
-    with pytest.raises(FloatingPointError, match="layer 1, image 1 .* not finite"):
+    with pytest.raises(DivergedError, match="layer 1, image 1 .* not finite"):
         assign_on_host(costs, LABELS)

@@ -5,6 +5,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from detr_jax.config import default_config
+from detr_jax.errors import UserError
 from detr_jax.models.detr import param_shapes
 from detr_jax.training.optim import make_optimizer, make_schedule, merge_params, split_params
 
@@ -13,7 +14,7 @@ def paths(params):
     return set(flatten_dict(params, sep="/"))
 
 
-def parts(params):
+def modules(params):
     return {path.split("/")[0] for path in paths(params)}
 
 
@@ -23,15 +24,15 @@ def frozen_norm_params(tiny_model):
     return param_shapes(model)
 
 
-def test_stages_train_their_parts(frozen_norm_params):
-    everything = parts(frozen_norm_params)
-    assert parts(split_params(frozen_norm_params, "joint", 1e-5)[0]) == everything
-    assert parts(split_params(frozen_norm_params, "boxes", 1e-5)[0]) == everything - {"mask_head"}
-    assert parts(split_params(frozen_norm_params, "masks", 1e-5)[0]) == {"mask_head"}
-    assert parts(split_params(frozen_norm_params, "joint", 0.0)[0]) == everything - {"backbone"}
+def test_each_stage_trains_its_parameters(frozen_norm_params):
+    all_modules = modules(frozen_norm_params)
+    assert modules(split_params(frozen_norm_params, "joint", 1e-5)[0]) == all_modules
+    assert modules(split_params(frozen_norm_params, "boxes", 1e-5)[0]) == all_modules - {"mask_head"}
+    assert modules(split_params(frozen_norm_params, "masks", 1e-5)[0]) == {"mask_head"}
+    assert modules(split_params(frozen_norm_params, "joint", 0.0)[0]) == all_modules - {"backbone"}
 
 
-def test_pretrained_backbones_keep_norms_and_early_layers(frozen_norm_params, tiny_params):
+def test_norms_and_early_layers_of_a_pretrained_backbone_stay_constant(frozen_norm_params, tiny_params):
     trained, constant = split_params(frozen_norm_params, "joint", 1e-5)
     backbone = {path for path in paths(trained) if path.startswith("backbone/")}
     assert backbone
@@ -42,14 +43,14 @@ def test_pretrained_backbones_keep_norms_and_early_layers(frozen_norm_params, ti
     assert not paths(split_params(tiny_params, "joint", 1e-5)[1])
 
 
-def test_wrong_stages_are_named(tiny_params):
-    with pytest.raises(ValueError, match="stage is 'all': must be one of boxes, masks, joint"):
+def test_rejects_unknown_and_impossible_stages(tiny_params):
+    with pytest.raises(UserError, match="stage is 'all': must be one of boxes, masks, joint"):
         split_params(tiny_params, "all", 1e-5)
-    with pytest.raises(ValueError, match="model.masks"):
+    with pytest.raises(UserError, match="model.masks"):
         split_params({"backbone": {}}, "masks", 1e-5)
 
 
-def test_learning_rates_per_part_and_clipping():
+def test_clips_gradients_and_gives_the_backbone_its_own_learning_rate():
     config = default_config().optim
     config.weight_decay, config.schedule = 0.0, "constant"
     params = {"backbone": {"w": jnp.ones(3)}, "class_head": {"w": jnp.ones(3)}}
@@ -71,11 +72,15 @@ def test_learning_rates_per_part_and_clipping():
         ("cosine", [0.0, 0.5, 1.0, 0.8536, 0.1464, 0.0]),
     ],
 )
-def test_schedules(name, expected):
+def test_schedules_follow_the_config(name, expected):
     config = default_config().optim
     config.schedule, config.warmup_steps, config.drop_at = name, 2, 0.6
     schedule = make_schedule(config, 10)
     np.testing.assert_allclose([float(schedule(step)) for step in (0, 1, 2, 4, 8, 10)], expected, atol=1e-3)
+
+
+def test_rejects_an_unknown_schedule():
+    config = default_config().optim
     config.schedule = "linear"
-    with pytest.raises(ValueError, match="must be step, cosine or constant"):
+    with pytest.raises(UserError, match="must be step, cosine or constant"):
         make_schedule(config, 10)

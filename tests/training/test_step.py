@@ -1,5 +1,8 @@
+import dataclasses
 import functools
+import gc
 import json
+import weakref
 
 import jax
 import make
@@ -7,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from tiny import make_batch, tiny_batch, tiny_config
+from tiny import make_batch, published_model, tiny_batch, tiny_config
 
 from detr_jax.config import default_config
-from detr_jax.models.detr import Detr, build_model, init_params
+from detr_jax.errors import UserError
+from detr_jax.models.detr import build_model, init_params
 from detr_jax.runtime import parallel
-from detr_jax.training.losses import Targets
 from detr_jax.training.matching import assign_batch
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
@@ -21,7 +24,7 @@ from detr_jax.weights import layouts
 
 @functools.cache
 def _tiny_step(config):
-    """One step for each config, since compiling it takes longer than all that tests do with it."""
+    """A step per config, shared by tests: compiling it takes longer than the tests themselves."""
     config = ConfigDict(json.loads(config))
     model = build_model(config.model)
     params = jax.device_get(init_params(model, jax.random.key(0), config.model.masks))
@@ -33,19 +36,19 @@ def tiny_step(config):
     return step, step.init(params)
 
 
-# Keeps the gradients it was given as its state.
+# Stores the gradients as its state.
 RECORD_GRADIENTS = optax.GradientTransformation(
     lambda params: jax.tree.map(jax.numpy.zeros_like, params),
     lambda updates, state, params: (updates, updates),
 )
 
 
-def first(metrics):
-    return {name: float(value[0]) for name, value in metrics.items()}
+def on_host(metrics):
+    return {name: float(value) for name, value in parallel.unreplicate(metrics).items()}
 
 
-# One predicted coordinate of made_train_two lies 3e-6 beside its target, nearer than boxes are exact: the
-# sign of its L1 gradient is a toss, which is 1.3% of the box head's.
+# In made_train_two, one predicted coordinate is 3e-6 from its target, less than the rounding error of
+# boxes. The sign of its L1 gradient is therefore arbitrary, and amounts to 1.3% of the box head's gradient.
 @pytest.mark.parametrize(
     ("name", "images", "box_head_tolerance"),
     [
@@ -69,7 +72,7 @@ def test_equals_the_original_on_real_images(name, reference_folder, coco_sample)
 
     reference = np.load(reference_folder / f"{name}.npz")
     source = CocoPanoptic(coco_sample, "val2017")
-    example = next(one for one in source if one.image_id == reference["image_id"][0])
+    example = next(example for example in source if example.image_id == reference["image_id"][0])
     size = tuple(reference["size"].tolist())
     assert resized_size(example.orig_size, min(size)) == size
     plain, mirrored = (apply(example, Plan(size, flip)) for flip in (False, True))
@@ -81,9 +84,9 @@ def test_equals_the_original_on_real_images(name, reference_folder, coco_sample)
 
 
 def check_reference(reference, batch, box_head_tolerance=0.01):
-    """Losses, matches, gradient norm and the parameters after one step, as the original's."""
+    """Compares losses, assignments, gradients and the parameters after one step with the original's."""
     state_dict = make.state_dict(50)
-    model = Detr(**layouts.model_options_of(state_dict), dropout=0.0)
+    model = published_model(state_dict, dropout=0.0)
     config = default_config()
     config.optim.schedule = "constant"
     optimizer = optax.chain(RECORD_GRADIENTS, make_optimizer(config.optim, 10))
@@ -91,15 +94,15 @@ def check_reference(reference, batch, box_head_tolerance=0.01):
     params = layouts.from_state_dict(state_dict, model)
     state = step.init(params)
 
-    on_device = parallel.shard({name: batch[name] for name in ("image", *Targets._fields)})
-    _, costs, _ = step._forward(state, on_device, parallel.replicate(np.int32(0)))
-    assignment = assign_batch(np.asarray(costs), batch["labels"][None])[0]
+    on_device = parallel.shard(batch._replace(orig_size=None, image_id=None))
+    _, costs, _ = step._forward(state.params, on_device, *parallel.replicate((np.int32(0), np.int32(0))))
+    assignment = assign_batch(np.asarray(costs), batch.labels[None])[0]
     for layer, images in enumerate(json.loads(str(reference["matches"]))):
         for image, (queries, targets) in enumerate(images):
             np.testing.assert_array_equal(assignment[layer, image, targets], queries)
 
     state, metrics = step(state, batch)
-    metrics = first(metrics)
+    metrics = on_host(metrics)
     for name, value in zip(reference["loss_names"].tolist(), reference["loss_values"], strict=True):
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
     np.testing.assert_allclose(metrics["loss"], reference["total"], rtol=1e-4)
@@ -122,7 +125,7 @@ def check_reference(reference, batch, box_head_tolerance=0.01):
         np.testing.assert_allclose(np.linalg.norm(gradients[name]), norm, rtol=tolerance, err_msg=name)
         noise = 0.05 * norm / state_dict[name].size ** 0.5
         np.testing.assert_allclose(part, first16[: len(part)], rtol=0.1, atol=10 * noise, err_msg=name)
-        # Adam's first step is little but the gradient's sign, so it tells nothing where that is noise.
+        # Adam's first update is hardly more than the gradient's sign, which is arbitrary for tiny gradients.
         change = (after[name] - state_dict[name]).ravel()[:16]
         clear = np.abs(first16[: len(part)]) > 10 * noise
         off += (np.abs(change - delta16[: len(part)])[clear] > 5e-6).sum()
@@ -140,7 +143,7 @@ def check_reference(reference, batch, box_head_tolerance=0.01):
         ),
     ],
 )
-def test_stages_change_their_parts_only(stage, changed):
+def test_stages_change_only_their_parameters(stage, changed):
     step, state = tiny_step(tiny_config(stage))
     before = parallel.unreplicate(state.params)
     state, metrics = step(state, tiny_batch(2))
@@ -152,74 +155,74 @@ def test_stages_change_their_parts_only(stage, changed):
     }
     assert differs == changed
     assert ("loss_mask" in metrics) == (stage == "masks")
-    assert int(state.step[0]) == 1
+    assert state.step == 1
 
 
-def test_a_batch_is_learned():
+def test_the_loss_of_a_repeated_batch_falls():
     step, state = tiny_step(tiny_config())
     batch = tiny_batch(2)
     losses = []
     for _ in range(12):
         state, metrics = step(state, batch)
-        losses.append(first(metrics)["loss"])
+        losses.append(on_host(metrics)["loss"])
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_matching_on_the_device_gives_the_same_step():
+def test_assigning_on_the_device_changes_no_metric():
     config = tiny_config("boxes")
     results = []
     for config.matching.method in ("scipy", "optax"):
         step, state = tiny_step(config)
-        results.append(first(step(state, tiny_batch(2))[1]))
+        results.append(on_host(step(state, tiny_batch(2))[1]))
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
-def test_auxiliary_losses_can_be_off():
+def test_without_auxiliary_losses_only_the_last_layer_has_losses():
     config = tiny_config("boxes")
     config.loss.auxiliary = False
     step, state = tiny_step(config)
-    metrics = first(step(state, tiny_batch(2))[1])
+    metrics = on_host(step(state, tiny_batch(2))[1])
     assert "loss_ce" in metrics
     assert "loss_ce_0" not in metrics
 
 
-def test_mask_losses_of_some_targets():
+def test_mask_losses_of_a_subset_of_targets_leave_other_losses_unchanged():
     config = tiny_config("masks")
     losses = {}
     for config.loss.mask_targets in (0, 8, 1):
         step, state = tiny_step(config)
-        losses[config.loss.mask_targets] = first(step(state, tiny_batch(2))[1])
+        losses[config.loss.mask_targets] = on_host(step(state, tiny_batch(2))[1])
     assert losses[8] == losses[0]
-    # The mean over one of one and one of two targets, rather than over all three.
+    # The mean over two of the three targets, one per image.
     assert losses[1]["loss_dice"] == pytest.approx(losses[0]["loss_dice"], rel=0.3)
     assert losses[1]["loss_dice"] != losses[0]["loss_dice"]
     for name in ("loss_ce", "loss_bbox", "loss_giou"):
         assert losses[1][name] == losses[0][name]
 
 
-def test_dropout_is_drawn_anew_each_step_and_the_same_each_run():
+def test_dropout_differs_between_steps_and_repeats_between_runs():
     config = tiny_config("boxes", dropout=0.3)
-    config.optim.learning_rate = config.optim.learning_rate_backbone = 1e-12  # parameters stay
+    config.optim.learning_rate = config.optim.learning_rate_backbone = 1e-12  # parameters stay constant
     losses = []
     for _ in range(2):
         step, state = tiny_step(config)
         for _ in range(2):
             state, metrics = step(state, tiny_batch(2))
-            losses.append(first(metrics)["loss"])
+            losses.append(on_host(metrics)["loss"])
     assert losses[:2] == losses[2:]
     assert losses[0] != losses[1]
 
 
-def test_a_batch_in_parts_has_the_same_gradients():
+def test_accumulated_parts_have_the_gradients_of_the_whole_batch():
     config = tiny_config()
-    config.loss.mask_targets = 2  # whose choice does not depend on the parts
+    config.loss.mask_targets = 2  # sampled independently of the parts
     model, (_, before) = build_model(config.model), tiny_step(config)
     params = parallel.unreplicate(before.params)
     results = []
     for config.accumulate_steps in (1, 2):
         step = TrainStep(model, config, RECORD_GRADIENTS)
         state, metrics = step(step.init(params), tiny_batch(4))
-        results.append((parallel.unreplicate(state.opt_state), first(metrics)))
+        results.append((parallel.unreplicate(state.opt_state), on_host(metrics)))
     (expected, metrics), (gradients, other_metrics) = results
     assert other_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-6)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
@@ -227,16 +230,29 @@ def test_a_batch_in_parts_has_the_same_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
 
 
-def test_a_batch_that_does_not_divide_into_its_parts():
+def test_rejects_a_batch_that_is_not_divisible_into_parts():
     config = tiny_config()
     config.accumulate_steps = 3
     step, state = tiny_step(config)
-    with pytest.raises(ValueError, match="4 images does not divide by 1 devices in 3 parts"):
+    with pytest.raises(UserError, match="4 images cannot be divided among 1 devices in 3 parts"):
         step(state, tiny_batch(4))
 
 
-def test_wrong_matching_method_is_named():
-    config = tiny_config()
-    config.matching.method = "greedy"
-    with pytest.raises(ValueError, match="matching.method is 'greedy': must be scipy"):
-        tiny_step(config)
+def test_the_same_batch_at_another_step_has_other_mask_targets():
+    step = TrainStep(build_model(tiny_config().model), tiny_config(), RECORD_GRADIENTS)
+    step.settings = dataclasses.replace(step.settings, mask_targets=1)
+    assignment = np.arange(8, dtype=np.int32)[None, None]
+    targets = {int(step._mask_pairs(number, assignment, np.array([7]))[0, 0, 2]) for number in range(20)}
+    assert len(targets) > 3
+    repeated = [step._mask_pairs(5, assignment, np.array([7])) for _ in range(2)]
+    np.testing.assert_array_equal(*repeated)
+
+
+def test_programs_keep_no_parameters_alive(tiny_model, tiny_params):
+    step = TrainStep(tiny_model, tiny_config(), make_optimizer(tiny_config().optim, 10))
+    state = step.init(jax.device_get(tiny_params))
+    state, _ = step(state, tiny_batch(2))
+    alive = [weakref.ref(leaf) for leaf in jax.tree.leaves(state.params)]
+    del state, step
+    gc.collect()
+    assert not any(leaf() is not None for leaf in alive)
