@@ -37,7 +37,8 @@ FIELDS: dict[str, Field] = {
     "seed": Field(0, at_least(0), "random seed of initial weights, dropout and the order of images"),
     "stage": Field("joint", one_of("boxes", "masks", "joint"),
         "parameters to train: 'boxes', all but the mask head; 'masks', the mask head; 'joint', all"),
-    "init_from": Field("", any_text, "checkpoint to start from: file, name on the hub, or workdir of a run"),
+    "init_from": Field("", any_text,
+        "checkpoint to start from: a file, the workdir of a run, or the name of a packaged or hub model"),
     "init_backbone_from": Field("", any_text,
         "backbone to start from: an ImageNet ResNet of torchvision, or a DETR"),
     "batch_size": Field(16, at_least(1), "images per training step, over all devices of all hosts"),
@@ -117,10 +118,10 @@ FIELDS: dict[str, Field] = {
     "data.train_shapes": Field(
         ((544, 736), (640, 864), (704, 960), (768, 608), (768, 1024), (800, 1216), (864, 736), (1024, 800),
          (1216, 800), (1344, 1344)), shapes,
-        "static shapes (height, width) that training images are padded to, in pixels; each is compiled"),
+        "static shapes (height, width) that training images are padded to, in pixels; one program each"),
     "data.eval_shapes": Field(
         ((800, 800), (800, 1088), (1088, 800), (800, 1216), (1216, 800), (800, 1344), (1344, 800)), shapes,
-        "static shapes (height, width) that evaluation images are padded to, in pixels; each is compiled"),
+        "static shapes (height, width) that evaluation images are padded to, in pixels; one program each"),
     "data.eval_scale": Field(800, at_least(1), "shorter side of evaluation images in pixels"),
     "data.train_scales": Field(tuple(range(480, 801, 32)), scales,
         "shorter sides that training images are resized to, in pixels; empty: no resize"),
