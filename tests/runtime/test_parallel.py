@@ -1,5 +1,3 @@
-"""Two processes with two devices each train and evaluate as one process with one device does."""
-
 import json
 import os
 import socket
@@ -9,17 +7,109 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
+from compiled_programs import run_on_devices
+from ml_collections import ConfigDict
 
+from detr_jax.errors import UserError
+from detr_jax.runtime import parallel
 from detr_jax.weights.runs import load_params
 
-PROGRAM = f"""
+ON_FOUR_DEVICES = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+from detr_jax.runtime import parallel
+
+double = parallel.per_device(lambda x: 2 * x)
+batch = np.arange(16, dtype=np.float32).reshape(8, 2)
+on_devices = parallel.shard(batch)
+doubled = double(double(on_devices))
+copies = double(parallel.replicate(np.float32([[1, 2], [3, 4]])))
+parts = parallel.local_parts(doubled)
+halves = parallel.per_device(lambda x: x.sum(), jax.local_devices()[2:])(
+    parallel.shard(batch, jax.local_devices()[2:])
+)
+print(json.dumps({
+    "layouts": [doubled.sharding == on_devices.sharding, doubled.sharding == copies.sharding],
+    "parts": [part.tolist() for part in parts],
+    "devices": [[device.id for device in part.devices()] for part in parts],
+    "first": parallel.unreplicate({"x": doubled})["x"].tolist(),
+    "halves": [[float(part), [d.id for d in part.devices()]] for part in parallel.local_parts(halves)],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def four_devices(tmp_path_factory):
+    output, programs = run_on_devices(ON_FOUR_DEVICES, 4, tmp_path_factory.mktemp("hlo"))
+    return json.loads(output), programs
+
+
+def test_arrays_have_the_layout_of_results_so_programs_compile_once(four_devices):
+    found, programs = four_devices
+    assert found["layouts"] == [True, True]
+    # `double` runs on a sharded and a replicated array and on a result, all of one shape.
+    assert [program.devices for program in programs if program.name == "jit__fun"] == [4, 2]
+
+
+def test_local_parts_stay_on_their_devices(four_devices):
+    found, programs = four_devices
+    batch = 4 * np.arange(16.0).reshape(4, 2, 2)
+    assert found["parts"] == batch.tolist()
+    assert found["devices"] == [[0], [1], [2], [3]]
+    assert found["first"] == batch[0].tolist()
+    assert found["halves"] == [[28.0, [2]], [92.0, [3]]]
+    assert not any(program.collectives for program in programs)
+    assert not any(program.devices > 1 for program in programs if program.name != "jit__fun")
+
+
+def test_indexing_an_array_of_several_devices_gathers_it(tmp_path):
+    """The tests above and in other rooms see a gather if there is one."""
+    code = """
+import numpy as np
+from detr_jax.runtime import parallel
+parallel.shard(np.arange(8.0, dtype=np.float32))[0].block_until_ready()
+"""
+    _, programs = run_on_devices(code, 4, tmp_path)
+    assert any(program.collectives and program.devices == 4 for program in programs)
+
+
+def test_unreplicated_numbers_are_arrays():
+    """Orbax restores arrays of rank 0, but rejects NumPy's scalars."""
+    number = parallel.unreplicate(parallel.replicate(np.int32(3)))
+    assert isinstance(number, np.ndarray) and number.shape == () and number == 3
+
+
+def test_rejects_batches_that_are_not_divisible():
+    with pytest.raises(
+        UserError, match="5 images cannot be divided among 1 devices in 2 parts.*multiples of 2"
+    ):
+        parallel.shard(np.zeros((5, 3)), parts=2)
+
+
+def test_one_process_connects_to_nothing_and_gathers_its_own_value():
+    parallel.connect(ConfigDict({"coordinator": ""}))
+    assert parallel.gather({"a": 1}) == [{"a": 1}]
+    assert parallel.max_over_processes(7) == 7
+
+
+def test_rejects_an_environment_without_a_cluster(monkeypatch):
+    def initialize():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    with pytest.raises(UserError, match="coordinator_address.*coordinator=HOST:PORT"):
+        parallel.connect(ConfigDict({"coordinator": "auto"}))
+
+
+TWO_PROCESSES = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from configs.shapes import get_config
-from detr_jax import parallel
+from detr_jax.runtime import parallel
 from detr_jax.training.loop import train
 config = get_config("joint")
-config.init_from = "shapes-panoptic"  # so that there is a panoptic quality to compare
+config.init_from = "shapes-panoptic"  # a trained model, whose panoptic quality is not zero
 config.batch_size = config.eval.batch_size = 4
 config.data.train_count, config.data.eval_count = 12, 9  # three batches; two and a quarter
 config.steps, config.log_every_steps, config.eval.every_epochs, config.eval.pictures = 5, 1, 10.0, 0
@@ -35,7 +125,7 @@ def start(workdir, devices, coordinator="", processes=1, process=0):
     flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}"
     arguments = [str(workdir), coordinator, str(processes), str(process)]
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments],
+        [sys.executable, "-c", TWO_PROCESSES, *arguments],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -53,7 +143,8 @@ def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_equal_one(tmp_path):
+@pytest.mark.slow
+def test_two_processes_with_two_devices_each_equal_one_device(tmp_path):
     coordinator = f"localhost:{free_port()}"
     runs = [start(tmp_path / "two", 2, coordinator, 2, process) for process in (0, 1)]
     outputs = [run.communicate(timeout=400) for run in runs]
@@ -62,7 +153,7 @@ def test_two_processes_equal_one(tmp_path):
     for run, (_, errors) in zip(runs, outputs, strict=True):
         assert run.returncode == 0, errors[-3000:]
     assert "on 4 cpu devices" in outputs[0][0] and "step 5/5" in outputs[0][0]
-    assert not any(word in outputs[1][0] for word in ("stage", "step", "PQ"))  # only process 0 talks
+    assert not any(word in outputs[1][0] for word in ("stage", "step", "PQ"))  # process 1 is silent
 
     two, one = metrics(tmp_path / "two"), metrics(tmp_path / "one")
     assert len(two) == len(one) == 6  # five steps and an evaluation

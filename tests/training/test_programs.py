@@ -13,7 +13,6 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 from tiny import tiny_batch, tiny_config
 
-from detr_jax.config import default_config
 from detr_jax.errors import UserError
 from detr_jax.inference import voting
 from detr_jax.inference.segmenter import detect_last_layer
@@ -117,16 +116,16 @@ def test_the_joint_histogram_lowers_for_gpus_and_tpus():
     check_lowering(voting.joint_histogram, arguments, shape=(64, 64))
 
 
-def test_takes_the_settings_from_the_config():
-    config = default_config()
+def test_takes_the_settings_from_the_config(tiny_model):
+    config = tiny_config()
     config.loss.mask_pixels, config.accumulate_steps, config.matching.method = 3, 2, "optax"
-    settings = StepSettings.from_config(config, None, None)
+    settings = StepSettings.from_config(config, tiny_model, make_optimizer(config.optim, 10))
     assert (settings.mask_pixels, settings.parts, settings.assigns_on_device) == (3, 2, True)
     assert (settings.stage, settings.trains_masks) == ("joint", True)
 
 
-def test_rejects_an_unknown_matching_method():
-    config = default_config()
+def test_rejects_an_unknown_matching_method(tiny_model):
+    config = tiny_config()
     config.matching.method = "greedy"
     with pytest.raises(UserError, match="matching.method is 'greedy': must be 'scipy'"):
-        StepSettings.from_config(config, None, None)
+        StepSettings.from_config(config, tiny_model, make_optimizer(config.optim, 10))

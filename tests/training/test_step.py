@@ -36,6 +36,12 @@ def tiny_step(config):
     return step, step.init(params)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _release_steps():
+    yield
+    _tiny_step.cache_clear()
+
+
 # Stores the gradients as its state.
 RECORD_GRADIENTS = optax.GradientTransformation(
     lambda params: jax.tree.map(jax.numpy.zeros_like, params),
@@ -49,6 +55,7 @@ def on_host(metrics):
 
 # In made_train_two, one predicted coordinate is 3e-6 from its target, less than the rounding error of
 # boxes. The sign of its L1 gradient is therefore arbitrary, and amounts to 1.3% of the box head's gradient.
+@pytest.mark.xdist_group("published_size")
 @pytest.mark.parametrize(
     ("name", "images", "box_head_tolerance"),
     [
@@ -65,6 +72,8 @@ def test_equals_the_original(name, images, box_head_tolerance):
     check_reference(reference, make_batch(parts, images[0][:2], 10), box_head_tolerance)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("published_size")
 @pytest.mark.parametrize("name", ["train_r50_one", "train_r50_two"])
 def test_equals_the_original_on_real_images(name, reference_folder, coco_sample):
     from detr_jax.data.coco import CocoPanoptic

@@ -1,0 +1,184 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from compiled_programs import run_on_devices
+from PIL import Image
+from tiny import small_run
+
+from detr_jax.data.pipeline import eval_data, load_source
+from detr_jax.errors import MissingFileError, UserError
+from detr_jax.evaluation import evaluate as evaluation
+from detr_jax.evaluation.evaluate import evaluate, evaluate_model, evaluate_panoptic, make_quality
+from detr_jax.evaluation.panoptic_quality import PanopticQuality
+from detr_jax.inference.segmenter import Segmenter
+from detr_jax.runtime import parallel
+from detr_jax.runtime.reporting import Reporter
+
+
+@pytest.fixture
+def config():
+    config = small_run()
+    config.eval.threshold = 0.0  # all queries survive
+    return config
+
+
+@pytest.fixture(scope="module")
+def params(tiny_params):
+    return parallel.replicate(jax.device_get(tiny_params))
+
+
+@pytest.fixture
+def source(config):
+    return load_source(config.data, "eval")
+
+
+def test_writes_scores_and_pictures_of_the_last_evaluation(
+    config, tiny_model, params, source, tmp_path, capsys
+):
+    config.eval.pictures = 2
+    reporter = Reporter(tmp_path)
+    first = evaluate_model(config, tiny_model, params, source, reporter, 1, last=False)
+    assert capsys.readouterr().out.startswith("PQ All")
+    assert not (tmp_path / "pictures").exists() and not (tmp_path / "evaluation.json").exists()
+
+    result = evaluate_model(config, tiny_model, params, source, reporter, 2, last=True)
+    reporter.close()
+    assert result == first and result["All"]["n"] > 0
+    printed = capsys.readouterr().out
+    assert all(category.name in printed for category in source.categories)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["All"] == result["All"]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2]
+    assert records[1]["val_pq_all"] == result["All"]["pq"] and len(records[1]) == 10
+    pictures = sorted((tmp_path / "pictures").glob("*.png"))
+    assert len(pictures) == 2
+    assert Image.open(pictures[0]).size[0] > 3 * 64
+
+
+def test_computes_box_ap_in_stage_boxes(config, tiny_model, params, source, tmp_path, capsys):
+    config.stage = "boxes"
+    result = evaluate_model(config, tiny_model, params, source, Reporter(tmp_path), 0, last=True)
+    assert set(result) == {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+    assert "AP50" in capsys.readouterr().out
+
+
+def test_both_backends_receive_the_same_predictions(config, tiny_model, params, source, monkeypatch):
+    class InMemory(PanopticQuality):
+        """Compares whole maps, like the official code."""
+
+    monkeypatch.setattr(evaluation, "OfficialPanopticQuality", InMemory)
+    monkeypatch.setattr(evaluation, "PanopticQuality", type("Stream", (PanopticQuality,), {}))
+    segmenter = Segmenter.from_config(config, tiny_model, params, source.categories)
+    results = [
+        evaluate_panoptic(segmenter, eval_data(source, config), backend)[0]
+        for backend in ("stream", "panopticapi")
+    ]
+    assert results[0]["All"] == pytest.approx(results[1]["All"])
+
+
+def test_each_example_is_evaluated_once(config, tiny_model, params, source):
+    assert len(source) % config.eval.batch_size  # so the last batch is padded
+    segmenter = Segmenter.from_config(config, tiny_model, params, source.categories)
+    evaluated = []
+    evaluate_panoptic(
+        segmenter, eval_data(source, config), on_image=lambda example, _: evaluated.append(example.image_id)
+    )
+    assert sorted(evaluated) == [source[index].image_id for index in range(len(source))]
+
+
+def test_rejects_unknown_backends():
+    with pytest.raises(UserError, match="eval.backend is 'official'"):
+        make_quality((), "official")
+
+
+def test_rejects_the_official_backend_in_several_processes(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(UserError, match="single process"):
+        make_quality((), "panopticapi")
+
+
+def test_rejects_a_run_without_checkpoint(config, tmp_path):
+    with pytest.raises(MissingFileError, match="no checkpoint"):
+        evaluate(config, tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+
+
+def test_validates_the_config_before_reading_data(config, tmp_path):
+    config.eval.threshold = 2.0
+    config.data.source = "coco"
+    config.data.root = str(tmp_path / "missing")
+    with pytest.raises(UserError, match="eval.threshold is 2.0"):
+        evaluate(config, tmp_path)
+
+
+ON_FOUR_DEVICES = """
+import json, tempfile
+import jax
+from tiny import small_run
+from detr_jax.data.pipeline import load_source
+from detr_jax.evaluation.evaluate import evaluate_model
+from detr_jax.inference import device_segmentation, fusion
+from detr_jax.models.detr import build_model, init_params
+from detr_jax.runtime import parallel
+from detr_jax.runtime.reporting import Reporter
+
+def ids(*arrays):
+    return sorted({device.id for array in jax.tree.leaves(arrays) for device in array.devices()})
+
+def record(module, name, calls, images):
+    original = getattr(module, name)
+    def call(*arguments):
+        result = original(*arguments)
+        calls.append([images(*arguments), ids(arguments[0]), ids(result)])
+        return result
+    setattr(module, name, call)
+
+config = small_run()
+config.eval.threshold, config.eval.pictures, config.eval.batch_size, config.data.eval_count = 0.0, 0, 8, 8
+votes, histograms = [], []
+record(fusion, "vote_until_stable", votes, lambda logits, image, *_: sorted(set(image.tolist()) - {-1}))
+record(device_segmentation, "joint_histogram", histograms, lambda canvas, index, *_: int(index))
+model = build_model(config.model)
+params = parallel.replicate(jax.device_get(init_params(model, jax.random.key(0))))
+source = load_source(config.data, "eval")
+result = evaluate_model(config, model, params, source, Reporter(tempfile.mkdtemp()), 0, last=False)
+print(json.dumps({"votes": votes, "histograms": histograms, "pq": result["All"]["pq"]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def four_devices(tmp_path_factory):
+    """Calls of the fusion, and compiled programs, of an evaluation of 8 images in a batch on 4 devices."""
+    output, programs = run_on_devices(ON_FOUR_DEVICES, 4, tmp_path_factory.mktemp("hlo"))
+    return json.loads(output.splitlines()[-1]), programs
+
+
+def test_on_four_devices_no_program_has_a_collective(four_devices):
+    _, programs = four_devices
+    assert len(programs) > 10
+    assert [program for program in programs if program.collectives] == []
+
+
+def test_on_four_devices_only_detector_and_mask_head_run_on_all_devices(four_devices):
+    _, programs = four_devices
+    spread = [program.name for program in programs if program.devices > 1]
+    assert spread == ["jit__fun"] * 2  # as pmap names its programs
+    assert {program.devices for program in programs} == {1, 4}
+
+
+def test_on_four_devices_each_image_is_fused_once_on_its_own_device(four_devices):
+    calls, _ = four_devices
+    # Images, devices of the mask logits, devices of the results.
+    assert sorted(calls["votes"]) == [[[0, 1], [device], [device]] for device in range(4)]
+    expected = [[image, [device], [device]] for device in range(4) for image in range(2)]
+    assert sorted(calls["histograms"]) == sorted(expected)
+
+
+def test_on_four_devices_the_result_is_that_of_one_device(four_devices, config, tiny_model, params):
+    config.eval.batch_size, config.data.eval_count = 8, 8
+    source = load_source(config.data, "eval")
+    segmenter = Segmenter.from_config(config, tiny_model, params, source.categories)
+    result, _ = evaluate_panoptic(segmenter, eval_data(source, config))
+    np.testing.assert_allclose(result["All"]["pq"], four_devices[0]["pq"], atol=1e-6)
