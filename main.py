@@ -41,7 +41,11 @@ python main.py --config=FILE --help lists all fields of a config with their valu
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the mode."""
+    """Runs the chosen mode.
+
+    Args:
+      arguments: The name of the program and the positional arguments, which are images.
+    """
     config, workdir, images = FLAGS.config, FLAGS.workdir, [*FLAGS.images, *arguments[1:]]
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
     with exit_with_message():
@@ -76,7 +80,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
     """
     with exit_with_message():
         source, rest = _split_config(arguments)
-        if any(argument.lstrip("-") in ("help", "h", "helpshort", "helpfull") for argument in rest[1:]):
+        if any(re.fullmatch("--?(h|help|helpshort|helpfull)", argument) for argument in rest[1:]):
             print(f"Fields of {source}:\n\n{describe_fields(load_config(source))}" if source else HELP)
             sys.exit(0)
         if not source:
@@ -92,7 +96,7 @@ def load_config(source: str) -> ConfigDict:
 
     Raises:
       MissingFileError: There is no such file.
-      UserError: The file does not define `get_config`, or there is no such variant.
+      UserError: `get_config` is missing or does not return a config, or there is no such variant.
     """
     path, _, variants = source.partition(":")
     if not Path(path).is_file():
@@ -104,7 +108,10 @@ def load_config(source: str) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} does not define get_config(variants), which returns the config")
-    return module.get_config(variants) if variants else module.get_config()
+    config = module.get_config(variants) if variants else module.get_config()
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {path} returned {config!r}: must return the config")
+    return config
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -133,8 +140,9 @@ def _parse(config: ConfigDict, arguments: list[str]) -> list[str]:
         raise UserError(f"{error}. See python main.py --help") from error
     if FLAGS.workdir is None:
         raise UserError("no workdir: set --workdir=FOLDER, the folder of the run")
-    if positional[1:] and FLAGS.mode != "predict":
-        raise UserError(f"unexpected argument {positional[1]!r}: only --mode=predict takes images")
+    images = [*FLAGS.images, *positional[1:]]
+    if images and FLAGS.mode != "predict":
+        raise UserError(f"unexpected argument {images[0]!r}: only --mode=predict takes images")
     return positional
 
 

@@ -238,8 +238,9 @@ def describe_fields(config: ConfigDict) -> str:
     values = dict(_flatten(config))
     lines = []
     for path, field in FIELDS.items():
-        changed = "" if values[path] == field.default else f"  (default: {field.default!r})"
-        lines.append(f"  --config.{path}={values[path]!r}{changed}")
+        value = values.get(path, field.default)
+        changed = "" if value == field.default else f"  (default: {field.default!r})"
+        lines.append(f"  --config.{path}={value!r}{changed}")
         lines.append(f"      {field.description} ({field.rule.allowed})")
     return "\n".join(lines)
 

@@ -68,6 +68,7 @@ PANOPTIC, WORKDIR = "--config=configs/panoptic.py", "--workdir={tmp}/run"
         ([PANOPTIC, WORKDIR, "--noconfig.model.masks"], "model.masks is False: must be True"),
         ([PANOPTIC, WORKDIR, "--speed=1"], "Unknown command line flag 'speed'"),
         ([PANOPTIC, WORKDIR, "image.jpg"], "unexpected argument 'image.jpg'"),
+        ([PANOPTIC, WORKDIR, "--images=image.jpg"], "unexpected argument 'image.jpg'"),
         ([PANOPTIC, WORKDIR, "--mode=eval"], "set --config.data.root=FOLDER"),
         ([PANOPTIC, WORKDIR, "--mode=eval", "--config.data.root=/nowhere"], "/nowhere"),
         ([PANOPTIC, WORKDIR, "--mode=predict"], "images"),
@@ -121,6 +122,20 @@ def test_help_shows_modes_and_examples(flag):
     ):
         assert part in done.stdout
     assert "--config=FILE --help lists all fields" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "does not define get_config"),
+        ("def get_config():\n    pass\n", "returned None: must return the config"),
+    ],
+)
+def test_a_config_file_without_a_config_is_one_line(content, message, tmp_path):
+    (tmp_path / "mine.py").write_text(content)
+    done = run(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path}")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert message in done.stderr
 
 
 def test_help_of_a_config_lists_its_fields():
