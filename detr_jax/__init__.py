@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from detr_jax import visualize
     from detr_jax.data.panoptic import PanopticSegmentation
     from detr_jax.errors import DivergedError, MissingFileError, MissingPackageError, UserError
     from detr_jax.inference.predictor import Predictor
@@ -20,6 +21,7 @@ __all__ = [
     "PanopticSegmentation",
     "Predictor",
     "UserError",
+    "visualize",
 ]
 
 _MODULES = {
@@ -33,10 +35,12 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "visualize":
+        return importlib.import_module("detr_jax.visualize")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

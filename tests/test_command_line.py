@@ -154,5 +154,7 @@ def test_public_names_are_imported_on_first_use():
     assert detr_jax.PanopticSegmentation.__module__ == "detr_jax.data.panoptic"
     assert issubclass(detr_jax.MissingFileError, detr_jax.UserError)
     assert set(detr_jax.__all__) <= set(dir(detr_jax))
+    program = "import detr_jax; print(detr_jax.visualize.overlay.__module__)"
+    assert run("-c", program).stdout == "detr_jax.visualize.overlays\n"
     with pytest.raises(AttributeError, match="no attribute 'Predictors'"):
         _ = detr_jax.Predictors
