@@ -1,1 +1,1 @@
-"""How good predictions are."""
+"""Metrics, and the evaluation of a model on a data set."""

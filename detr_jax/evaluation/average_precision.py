@@ -1,4 +1,8 @@
-"""Average precision of boxes and masks by pycocotools, image by image."""
+"""Average precision (AP) of boxes and masks by pycocotools, from images that are added one by one.
+
+AP (https://cocodataset.org/#detection-eval) is the area under the precision-recall curve, averaged over
+categories and IoU thresholds from 0.50 to 0.95.
+"""
 
 import contextlib
 import io
@@ -11,7 +15,7 @@ from pycocotools import mask as run_length
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detr_jax.data.example import Category, Example
+from detr_jax.data.example import Category, Example, coco_bbox, pixel_corners
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -20,8 +24,8 @@ class CocoDetection:
     """Collects annotations and detections, and evaluates them at the end.
 
     Attributes:
-      categories: those that are evaluated.
-      kind: compare boxes ("bbox") or masks ("segm").
+      categories: Categories to evaluate.
+      kind: Whether IoU is that of boxes ("bbox") or masks ("segm").
     """
 
     categories: tuple[Category, ...]
@@ -33,6 +37,13 @@ class CocoDetection:
         kind: Literal["bbox", "segm"] = "bbox",
         things_only: bool = True,
     ):
+        """Starts without images.
+
+        Args:
+          categories: Categories of the data set.
+          kind: Whether IoU is that of boxes ("bbox") or masks ("segm").
+          things_only: Whether only things are evaluated, as in COCO's detection task.
+        """
         self.categories = tuple(c for c in categories if c.isthing or not things_only)
         self.kind = kind
         self._sizes: dict[int, tuple[int, int]] = {}
@@ -47,17 +58,17 @@ class CocoDetection:
         labels: Int[np.ndarray, " detections"],
         masks: Bool[np.ndarray, "detections height width"] | None = None,
     ) -> None:
-        """Adds one image.
+        """Adds an image.
 
         Args:
-          ground_truth: as its source returns it, neither resized nor cropped.
-          boxes: x0, y0, x1, y1 in pixels of that image.
-          scores: any number that orders the detections.
-          labels: category ids; others than those evaluated are ignored.
-          masks: of the detections in that image, for kind "segm".
+          ground_truth: Annotated image at its original size.
+          boxes: Corners x0, y0, x1, y1 of the detections, in pixels of that image.
+          scores: Scores by which the detections are ranked.
+          labels: Category ids of the detections. Those not evaluated are ignored.
+          masks: Masks of the detections at the size of that image, for kind "segm".
 
         Raises:
-          ValueError: the image was added before, or masks are needed and missing.
+          ValueError: The image was added before, or kind is "segm" and there are no masks.
         """
         image_id = ground_truth.image_id
         if image_id in self._sizes:
@@ -66,6 +77,7 @@ class CocoDetection:
             raise ValueError('Evaluating masks (kind="segm") needs the masks of the detections.')
         self._sizes[image_id] = ground_truth.orig_size
         self._annotations += self._annotations_of(ground_truth)
+        sides = coco_bbox(boxes.astype(np.float64))
         for index in np.flatnonzero(np.isin(labels, self._ids())):
             entry: dict[str, Any] = {
                 "image_id": image_id,
@@ -76,20 +88,23 @@ class CocoDetection:
                 entry["segmentation"] = _encode(masks[index])
                 entry["area"] = float(run_length.area(entry["segmentation"]))
             else:
-                x0, y0, x1, y1 = boxes[index].tolist()
-                entry["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-                entry["area"] = (x1 - x0) * (y1 - y0)
+                entry["bbox"] = sides[index].tolist()
+                entry["area"] = entry["bbox"][2] * entry["bbox"][3]
             self._detections.append(entry)
 
     def merge(self, other: "CocoDetection") -> None:
-        """Adds the images of another process or thread."""
+        """Adds the images of another process."""
         self._sizes |= other._sizes
         self._annotations += other._annotations
         self._detections += other._detections
 
     def result(self) -> dict[str, float]:
-        """AP, AP50, AP75, APs, APm and APl between 0 and 1; as pycocotools -1 if there was nothing."""
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
+        """Average precision of all images so far, in [0, 1]; -1, as in pycocotools, without annotations.
+
+        Returns:
+          AP; AP50 and AP75 at one IoU threshold; APs, APm and APl of small, medium and large objects.
+        """
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             evaluation = COCOeval(self._coco(self._annotations), self._coco(self._detections), self.kind)
             evaluation.evaluate()
             evaluation.accumulate()
@@ -100,19 +115,13 @@ class CocoDetection:
         return [category.id for category in self.categories]
 
     def _annotations_of(self, example: Example) -> list[dict[str, Any]]:
-        height, width = example.orig_size
+        sides = coco_bbox(pixel_corners(example.boxes, example.orig_size))
         entries = []
         for index in np.flatnonzero(np.isin(example.labels, self._ids())).tolist():
-            center_x, center_y, box_width, box_height = example.boxes[index].tolist()
             entry = {
                 "image_id": example.image_id,
                 "category_id": int(example.labels[index]),
-                "bbox": [
-                    (center_x - box_width / 2) * width,
-                    (center_y - box_height / 2) * height,
-                    box_width * width,
-                    box_height * height,
-                ],
+                "bbox": sides[index].tolist(),
                 "area": float(example.areas[index]),
                 "iscrowd": int(example.iscrowd[index]),
             }
@@ -122,7 +131,7 @@ class CocoDetection:
         return entries
 
     def _coco(self, entries: list[dict[str, Any]]) -> COCO:
-        """What COCOeval reads. It wants ids, and takes an annotation with id 0 for unmatched."""
+        """The input of COCOeval. Ids start at 1, because COCOeval takes annotation 0 for unmatched."""
         coco = COCO()
         coco.dataset = {
             "images": [{"id": key, "height": size[0], "width": size[1]} for key, size in self._sizes.items()],

@@ -16,7 +16,7 @@ HEIGHT, WIDTH = 120, 160
 
 
 @pytest.mark.parametrize("name", ["made_r50", "made_r50_dc5", "made_r101"])
-def test_detections_are_those_of_the_original(name):
+def test_detections_equal_those_of_the_original(name):
     with np.load(DATA / f"{name}.npz") as file:
         logits, boxes, size = file["pred_logits"], file["pred_boxes"], tuple(file["orig_size"].tolist())
         scores, labels, corners = (file[key] for key in ("box_scores", "box_labels", "boxes_xyxy"))
@@ -27,7 +27,7 @@ def test_detections_are_those_of_the_original(name):
 
 
 def random_example(rng, image_id):
-    """Ellipses of all sizes on top of one another."""
+    """Overlapping ellipses of all sizes."""
     segment_map = np.zeros((HEIGHT, WIDTH), np.uint8)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     for value in range(1, rng.integers(2, 7)):
@@ -60,7 +60,7 @@ def corners_of(mask):
 
 
 def random_detections(rng, example):
-    """Most of the annotated segments, moved a little, and some inventions."""
+    """Most annotated segments, slightly shifted, some repeated or with a wrong class."""
     masks, labels = [], []
     for value, label in enumerate(example.labels, 1):
         for _ in range(rng.integers(0, 3)):
@@ -73,7 +73,7 @@ def random_detections(rng, example):
 
 
 def plain_average_precision(images, kind, categories):
-    """The documented use of pycocotools: annotations as in its JSON files, detections by `loadRes`."""
+    """AP by pycocotools as documented: annotations as in its JSON files, detections by `loadRes`."""
     truth, found = [], []
     for example, (boxes, scores, labels, masks) in images:
         for position, label in enumerate(example.labels.tolist()):
@@ -136,7 +136,7 @@ def perfect(example):
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_perfect_detections_have_average_precision_one_and_print_nothing(kind, capsys):
+def test_perfect_detections_have_ap_one_and_nothing_is_printed(kind, capsys):
     rng = np.random.default_rng(2)
     metric = CocoDetection(CATEGORIES, kind, things_only=False)
     for image_id in range(4):
@@ -146,7 +146,7 @@ def test_perfect_detections_have_average_precision_one_and_print_nothing(kind, c
     assert capsys.readouterr() == ("", "")
 
 
-def test_parts_merge_into_the_whole():
+def test_merged_parts_have_the_result_of_the_whole():
     rng = np.random.default_rng(3)
     whole, part, rest = (CocoDetection(CATEGORIES) for _ in range(3))
     for image_id in range(6):
@@ -158,7 +158,7 @@ def test_parts_merge_into_the_whole():
     assert part.result() == whole.result()
 
 
-def test_finding_nothing_is_zero_and_having_nothing_to_find_is_minus_one():
+def test_is_zero_without_detections_and_minus_one_without_annotations():
     rng = np.random.default_rng(4)
     metric = CocoDetection(CATEGORIES)
     assert metric.result()["AP"] == -1
@@ -167,7 +167,7 @@ def test_finding_nothing_is_zero_and_having_nothing_to_find_is_minus_one():
     assert metric.result()["AP"] == 0
 
 
-def test_misuse_is_an_error():
+def test_rejects_missing_masks_and_repeated_images():
     example = random_example(np.random.default_rng(5), 1)
     boxes, scores, labels, masks = perfect(example)
     metric = CocoDetection(CATEGORIES, "segm")
