@@ -54,14 +54,14 @@ def per_device(
     This is the only place that names `jax.pmap`. The train step is why: its forward program returns a vjp,
     which its second program applies. A vjp is a pytree of residuals whose number and ranks are known only
     after tracing, scalars among them, and pmap adds the device axis to every leaf. Since jax 0.8, pmap is
-    implemented as `jit(shard_map)`, so both compile to the same code.
+    implemented as `jit(shard_map)`, so a move to `shard_map` would gain no speed.
 
-    A move to `shard_map` would change this module, `assign_batch` and the tests of lowering:
+    Such a move would change this module and the places that read whole arrays:
 
     - `per_device` would remove the device axis from each argument and add it to each result;
     - with several processes, `replicate` and `shard` would build global arrays
       (`jax.make_array_from_process_local_data`), where pmap takes and returns process-local ones;
-    - so the host's matching would read `local_parts` of the costs and not the whole array.
+    - so `TrainStep` would read the `local_parts` of the costs, as evaluation and metrics already do.
 
     Args:
       function: Function of one device's arrays. A module-level function or a `functools.partial` of one:
@@ -124,9 +124,9 @@ def _put(tree: Any, devices: Sequence[jax.Device] | None) -> Any:
 
 @functools.cache
 def _sharding(devices: tuple[jax.Device, ...] | None) -> NamedSharding:
-    """The layout of pmap's results, so that a program compiled for one compiles no second time for the other.
+    """The layout of pmap's results: the device axis is split over a mesh whose only axis is `AXIS`.
 
-    pmap names its only mesh axis like the axis of collectives and splits the leading axis of each array.
+    A program that runs on arrays from the host and on results of other programs is then compiled only once.
     """
     mesh = Mesh(np.array(devices or jax.local_devices()), (AXIS,))
     return NamedSharding(mesh, PartitionSpec(AXIS))

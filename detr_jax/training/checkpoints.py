@@ -68,7 +68,8 @@ class Checkpoints:
           UserError: The checkpoint is of a different model or stage.
         """
         step = self.latest_step or 0
-        expected = dict(zip(("params", "opt_state"), parallel.unreplicate(state[1:]), strict=True))
+        params, opt_state = parallel.unreplicate((state.params, state.opt_state))
+        expected = {"params": params, "opt_state": opt_state}
         folder, handler = Path(self._manager.directory), ocp.StandardCheckpointHandler()
         found = {name: handler.metadata(folder / str(step) / name).tree for name in expected}
         # Before restoring: Orbax silently restores arrays of a different shape.

@@ -102,7 +102,7 @@ class TrainStep:
             return TrainState(state.step + 1, params, opt_state), metrics
         total = None
         for part in range(parts):
-            arguments = self._run_forward(state, jax.tree.map(lambda x: x[part::parts], batch), part)  # noqa: B023
+            arguments = self._run_forward(state, _rows(batch, part, parts), part)
             result = self._gradients(state.params, labels, *arguments)
             total = result if total is None else self._add(total, result)
         params, opt_state, metrics = self._apply(state.params, state.opt_state, total)
@@ -138,3 +138,8 @@ class TrainStep:
         needed = parallel.max_over_processes(max(map(len, per_device)))
         length = padded_length(needed, images, self.pair_lengths)
         return np.stack([pad_pairs(pairs, length) for pairs in per_device])
+
+
+def _rows(batch: Batch, first: int, stride: int) -> Batch:
+    """Every `stride`-th image of a batch, from index `first`."""
+    return jax.tree.map(lambda x: x[first::stride], batch)
