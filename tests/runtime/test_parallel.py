@@ -80,6 +80,17 @@ def test_unreplicated_numbers_are_arrays():
     assert isinstance(number, np.ndarray) and number.shape == () and number == 3
 
 
+def test_unreplicated_arrays_keep_their_values_when_the_originals_are_donated():
+    """Checkpoints are written in the background while the next step reuses the memory of its arguments."""
+    add = parallel.per_device(lambda x: x + 1, donate_argnums=(0,))
+    on_devices = add(parallel.replicate(np.zeros(1000, np.float32)))
+    copy = parallel.unreplicate(on_devices)
+    for _ in range(3):
+        on_devices = add(on_devices)
+    on_devices.block_until_ready()
+    assert (copy == 1).all() and (parallel.unreplicate(on_devices) == 4).all()
+
+
 def test_rejects_batches_that_are_not_divisible():
     with pytest.raises(
         UserError, match="5 images cannot be divided among 1 devices in 2 parts.*multiples of 2"
