@@ -56,7 +56,6 @@ def on_host(metrics):
 # In made_train_two, one predicted coordinate is 3e-6 from its target, less than the rounding error of
 # boxes. The sign of its L1 gradient is therefore arbitrary, and amounts to 1.3% of the box head's gradient.
 @pytest.mark.xdist_group("published_size")
-@pytest.mark.xdist_group("published_size")
 @pytest.mark.parametrize(
     ("name", "images", "box_head_tolerance"),
     [
@@ -74,7 +73,6 @@ def test_equals_the_original(name, images, box_head_tolerance):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("published_size")
 @pytest.mark.xdist_group("published_size")
 @pytest.mark.parametrize("name", ["train_r50_one", "train_r50_two"])
 def test_equals_the_original_on_real_images(name, reference_folder, coco_sample):
