@@ -19,7 +19,7 @@ COMPILE_FAST = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codege
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # removed in 0.11
     COMPILE_FAST.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*COMPILE_FAST, os.environ.get("XLA_FLAGS", "")])
-# glibc returns freed memory late: each of XLA's threads has an arena, and blocks of up to 32 MB are kept in it.
+# glibc returns freed memory late: it keeps an arena per thread, and blocks of up to 32 MB in each.
 # The workers of pytest-xdist read these variables when they start.
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
