@@ -1,6 +1,6 @@
 """Fixtures of several tests: a tiny model, images, and folders that only some machines have.
 
-Compiled programs and published weights are released after each module, and after each test of the group
+Compiled programs and published weights are released after each module, and around each test of the group
 `published_size`, whose models are whole ResNet-50s. That group runs in a single worker. So no worker grows
 beyond 3 GB. The summary at the end prints the peak of each.
 """
@@ -90,10 +90,13 @@ def _release_memory_after_module():
 
 
 @pytest.fixture(autouse=True)
-def _release_memory_after_published_size(request):
-    yield
+def _release_memory_around_published_size(request):
     group = request.node.get_closest_marker("xdist_group")
-    if group and "published_size" in group.args:
+    published_size = group is not None and "published_size" in group.args
+    if published_size:
+        _release_memory()
+    yield
+    if published_size:
         _release_memory()
 
 

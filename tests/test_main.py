@@ -189,6 +189,7 @@ def test_predict_takes_images_as_arguments_and_as_flags(checkpoint, tmp_path):
     assert (written / "panoptic.json").exists()
 
 
+@pytest.mark.slow
 def test_trains_and_evaluates_on_real_images(checkpoint, coco_sample, tmp_path):
     small = [
         f"--workdir={tmp_path}",

@@ -75,6 +75,7 @@ def test_equals_the_original_from_checkpoint_to_segments(checkpoint):
         assert abs(info["area"] - wanted["area"]) <= differs.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "depth", "dilation"),
     [

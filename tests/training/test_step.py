@@ -44,7 +44,7 @@ def _release_steps():
 
 # Stores the gradients as its state.
 RECORD_GRADIENTS = optax.GradientTransformation(
-    lambda params: jax.tree.map(jax.numpy.zeros_like, params),
+    lambda params: optax.EmptyState(),
     lambda updates, state, params: (updates, updates),
 )
 
