@@ -100,7 +100,7 @@ def quality(workdir: str) -> dict[str, dict[str, float]]:
     for dtype in DTYPES:
         config.model.dtype = dtype
         segmenter = Segmenter.from_config(config, build_model(config.model), params, source.categories)
-        result, _ = evaluate_panoptic(segmenter, eval_data(source, config))
+        result, _ = evaluate_panoptic(segmenter, eval_data(source, config), "stream")
         table[dtype] = {group: 100 * result[group]["pq"] for group in ("All", "Things", "Stuff")}
     return table
 

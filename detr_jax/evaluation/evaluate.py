@@ -114,7 +114,7 @@ def evaluate_model(
 def evaluate_panoptic(
     segmenter: Segmenter,
     batches: EvalBatches,
-    backend: str = "stream",
+    backend: str,
     on_image: OnImage | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Panoptic quality of a model on a data set.
@@ -172,9 +172,7 @@ def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, 
     return total.result()
 
 
-def make_quality(
-    categories: tuple[Category, ...], backend: str = "stream"
-) -> PanopticQuality | OfficialPanopticQuality:
+def make_quality(categories: tuple[Category, ...], backend: str) -> PanopticQuality | OfficialPanopticQuality:
     """An implementation of panoptic quality.
 
     Args:

@@ -83,7 +83,10 @@ def test_each_example_is_evaluated_once(config, tiny_model, params, source):
     segmenter = Segmenter.from_config(config, tiny_model, params, source.categories)
     evaluated = []
     evaluate_panoptic(
-        segmenter, eval_data(source, config), on_image=lambda example, _: evaluated.append(example.image_id)
+        segmenter,
+        eval_data(source, config),
+        "stream",
+        on_image=lambda example, _: evaluated.append(example.image_id),
     )
     assert sorted(evaluated) == [source[index].image_id for index in range(len(source))]
 
@@ -180,5 +183,5 @@ def test_on_four_devices_the_result_is_that_of_one_device(four_devices, config, 
     config.eval.batch_size, config.data.eval_count = 8, 8
     source = load_source(config.data, "eval")
     segmenter = Segmenter.from_config(config, tiny_model, params, source.categories)
-    result, _ = evaluate_panoptic(segmenter, eval_data(source, config))
+    result, _ = evaluate_panoptic(segmenter, eval_data(source, config), "stream")
     np.testing.assert_allclose(result["All"]["pq"], four_devices[0]["pq"], atol=1e-6)

@@ -34,7 +34,7 @@ def test_box_ap_equals_the_card():
 
 
 def test_panoptic_quality_equals_the_card():
-    result, _ = evaluate_panoptic(*model_and_data("shapes-panoptic", "", 100))
+    result, _ = evaluate_panoptic(*model_and_data("shapes-panoptic", "", 100), "stream")
     assert 100 * result["All"]["pq"] == pytest.approx(on_the_card(r"PQ \| ([\d.]+)"), abs=0.1)
 
 
