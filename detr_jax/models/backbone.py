@@ -41,7 +41,7 @@ class FrozenBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[Float[Array, " features"], Float[Array, " features"]]:
-        """Returns (factor, shift) such that the normalized x is `x * factor + shift`."""
+        """Returns (factor, shift) such that the normalised x is `x * factor + shift`."""
         shape = (self.features,)
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -62,7 +62,7 @@ class ConvNorm(nn.Module):
       stride: Stride of the convolution.
       dilation: Dilation of the convolution.
       is_last: Whether this is the last convolution of a residual branch. With group norm, the branch is then
-        initialized to zero. Otherwise every block would add the same constant for all images, and training
+        initialised to zero. Otherwise every block would add the same constant for all images, and training
         would first have to remove it.
     """
 
@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         """Returns the feature maps C2, C3, C4 and C5, of strides 4, 8, 16 and 32 (DC5: 16).
 
         Args:
-          images: Normalized images, zero outside their valid size.
+          images: Normalised images, zero outside their valid size.
           size: Valid height and width of each image.
         """
         blocks, bottleneck = RESNETS[self.depth]

@@ -51,7 +51,7 @@ class Outputs(NamedTuple):
 def normalize(
     images: UInt8[Array, "batch height width 3"], size: Int[Array, "batch 2"]
 ) -> Float[Array, "batch height width 3"]:
-    """Normalizes RGB images by ImageNet's mean and standard deviation; padding becomes zero.
+    """Normalises RGB images by ImageNet's mean and standard deviation; padding becomes zero.
 
     Args:
       images: RGB images in 0 to 255, each in the top left corner.
@@ -283,7 +283,7 @@ def param_shapes(model: Detr, masks: bool = True) -> dict[str, Any]:
 
 @functools.cache
 def _compiled_init(model: Detr, masks: bool) -> Callable[[Array], Params]:
-    # Unoptimized, because the program runs only once and takes far longer to compile than to run.
+    # Unoptimised, because the program runs only once and takes far longer to compile than to run.
     options = {"xla_backend_optimization_level": 0}
     return jax.jit(functools.partial(_init, model, masks), compiler_options=options)
 

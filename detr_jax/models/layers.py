@@ -96,7 +96,7 @@ class GroupNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], mask: Bool[Array, "batch height width"]
     ) -> Float[Array, "batch height width channels"]:
-        """Normalizes each group of channels of each image.
+        """Normalises each group of channels of each image.
 
         Args:
           x: Feature map. Values outside the mask must be finite and do not affect the statistics.

@@ -244,7 +244,7 @@ class MaskHead(nn.Module):
         size: Int[Array, "pairs 2"],
         level: int,
     ) -> Float[Array, "pairs fine_height fine_width features"]:
-        """Convolves, adds a level, normalizes and applies ReLU, at the resolution of the level.
+        """Convolves, adds a level, normalises and applies ReLU, at the resolution of the level.
 
         Args:
           x: Output of the previous level.

@@ -152,8 +152,8 @@ class DecoderLayer(TransformerLayer):
 
     Attributes:
       is_first: Whether this is the first layer, whose content is zero. The layer norm after its
-        self-attention then normalizes nothing but the output bias. Initialized to zero, this bias would
-        multiply its gradient by hundreds, so the first layer initializes it randomly.
+        self-attention then normalises nothing but the output bias. Initialised to zero, this bias would
+        multiply its gradient by hundreds, so the first layer initialises it randomly.
     """
 
     is_first: bool
@@ -229,7 +229,7 @@ class Transformer(nn.Module):
           deterministic: Whether dropout is disabled.
 
         Returns:
-          The normalized output of every decoder layer, and the memory, which is the output of the encoder.
+          The normalised output of every decoder layer, and the memory, which is the output of the encoder.
         """
         options = (self.num_heads, self.feedforward_dim, self.dropout, self.dtype)
         # `deterministic`, the last argument of a layer, is static. Argument 0 is the module.
