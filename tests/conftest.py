@@ -1,8 +1,8 @@
-"""Fixtures of several tests: a tiny model, images, and folders that only some machines have.
+"""Shared fixtures: a tiny model, images, and folders that only some machines have.
 
-Compiled programs and published weights are released after each module, and around each test of the group
-`published_size`, whose models are whole ResNet-50s. That group runs in a single worker. So no worker grows
-beyond 3 GB. The summary at the end prints the peak of each.
+Compiled programs and published weights are released after each module, and before and after each test of the
+group `published_size`, whose models are whole ResNet-50s. That group runs in a single worker. This keeps
+every worker below 3 GB. The summary at the end prints the peak of each worker.
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """Deterministic weights, images and targets, from which the outputs in `tests/reference/` were computed.
 
-Every tensor is a function of its published name and shape, so no 165 MB of weights have to be stored.
+Every tensor is a function of its published name and shape, so the 165 MB of weights need not be stored.
 """
 
 import functools

@@ -108,7 +108,7 @@ def test_tfds_prepares_the_dataset_it_reports(monkeypatch, capsys):
         (["shapes", "{tmp}", "--count=1", "--split=holdout"], "no split 'holdout'"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message, tmp_path, capsys):
+def test_reports_a_mistake_on_one_line(arguments, message, tmp_path, capsys):
     code, _ = fails_with(capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
     assert code.startswith("error: ")
     assert message in code

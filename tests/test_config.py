@@ -14,7 +14,7 @@ from detr_jax.config import (
 )
 from detr_jax.errors import UserError
 
-# Values that fields of each rule refuse.
+# Invalid values of fields, by rule.
 REFUSED = {
     "True or False": [1, 0, "yes", None],
     "text": [None, 1, ("a",)],

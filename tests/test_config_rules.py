@@ -30,6 +30,6 @@ from detr_jax import config_rules as rules
         ),
     ],
 )
-def test_accepts_and_refuses(rule, accepted, refused):
+def test_accepts_valid_and_rejects_invalid_values(rule, accepted, refused):
     assert all(rule.accepts(value) for value in accepted)
     assert not any(rule.accepts(value) for value in refused)

@@ -27,7 +27,7 @@ def load(name, variants=""):
     return importlib.import_module(f"configs.{name}").get_config(variants)
 
 
-def test_every_file_is_an_experiment_but_the_shared_variants():
+def test_every_file_except_the_shared_variants_is_an_experiment():
     assert {file.stem for file in FOLDER.glob("*.py")} == {*EXPERIMENTS, "variants"}
 
 

@@ -75,7 +75,7 @@ PANOPTIC, WORKDIR = "--config=configs/panoptic.py", "--workdir={tmp}/run"
         ([PANOPTIC, WORKDIR, "--mode=predict", "{tmp}"], "no images"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message, tmp_path):
+def test_reports_a_mistake_on_one_line(arguments, message, tmp_path):
     done = run(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
@@ -102,7 +102,7 @@ def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path):
     assert "NameError" in done.stderr
 
 
-def test_a_user_error_in_a_config_file_is_one_line(tmp_path):
+def test_reports_a_user_error_in_a_config_file_on_one_line(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from detr_jax.errors import UserError\n\ndef get_config():\n    raise UserError('no such dataset')\n"
     )
@@ -131,7 +131,7 @@ def test_help_shows_modes_and_examples(flag):
         ("def get_config():\n    pass\n", "returned None: must return the config"),
     ],
 )
-def test_a_config_file_without_a_config_is_one_line(content, message, tmp_path):
+def test_reports_a_config_file_without_a_config_on_one_line(content, message, tmp_path):
     (tmp_path / "mine.py").write_text(content)
     done = run(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path}")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

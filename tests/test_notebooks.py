@@ -1,4 +1,4 @@
-"""Notebooks: stored without outputs, run from top to bottom without a download, show the right results."""
+"""Notebooks are stored without outputs, run without a download, and show the right results."""
 
 from pathlib import Path
 

@@ -42,7 +42,7 @@ def scripts(wheel, tmp_path_factory):
     venv.create(folder, symlinks=True)
     names = {"base": str(folder), "platbase": str(folder)}
     packages = Path(sysconfig.get_path("purelib", "venv", names))
-    # The .pth files in a folder that is added like this are not read, so that of an editable install is not.
+    # Python ignores .pth files inside a folder that a .pth file adds, so an editable install is not visible.
     (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
     scripts = Path(sysconfig.get_path("scripts", "venv", names))
     install = ("-m", "pip", "--python", scripts / "python", "install", "--quiet", "--no-deps", "--no-index")

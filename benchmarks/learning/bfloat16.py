@@ -3,7 +3,7 @@
 python benchmarks/learning/bfloat16.py [--workdir=runs/shapes]
 
 The ResNet-50 has the made-up weights of the tests: random, with batch norm statistics that keep activations
-in range and with contrasted attention, classes and masks. They amplify rounding far more than trained ones.
+in range and contrasted attention, classes and masks. Trained ResNet-50 weights have not been measured.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def trained(workdir: str, images: int = 64) -> dict[str, dict[str, float]]:
 
 
 def quality(workdir: str) -> dict[str, dict[str, float]]:
-    """Panoptic quality of the newest checkpoint of a run in both types: all, things, stuff, in percent.
+    """Panoptic quality of the newest checkpoint of a run in both dtypes: all, things, stuff, in percent.
 
     Args:
       workdir: Directory of the run.

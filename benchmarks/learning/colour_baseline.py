@@ -1,4 +1,4 @@
-"""Which panoptic quality does colour alone reach on generated pictures? A floor for anything that learns.
+"""What panoptic quality does colour alone reach on generated pictures? A floor for anything that learns.
 
 python benchmarks/learning/colour_baseline.py [--count=500]
 

@@ -1,11 +1,11 @@
-"""Frozen or joint, from a base or from scratch? The paper's question in small, and its ablations.
+"""Frozen or joint, from a base or from scratch? The paper's question on a small scale, and ablations.
 
 python benchmarks/learning/stages.py [--table=stages] [--minutes=3] [--seeds=3] [--folder=runs/stages]
 
 Every row trains on generated pictures for the same time. The script first measures the step time of each row,
-alone on the machine, and then trains each run for as many steps as fit. So the load of the machine changes no
-result, and runs may share it (`--at_once=2`). Compiling and evaluating do not count. Runs that the folder
-already holds are not repeated.
+alone on the machine, and then trains each run for as many steps as fit. The load of the machine therefore
+changes no result, and several runs can train at once (`--at_once=2`). Compiling and evaluating do not count.
+Runs that the folder already holds are not repeated.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from detr_jax.weights.initialize import starting_model
 EVALUATIONS = 4  # per run
 TIMED_STEPS = 20
 
-# Within minutes, a transformer learns only on a trained backbone, as on COCO.
+# A few minutes are enough for a transformer only if its backbone is already trained.
 BACKBONE = {"init_backbone_from": "shapes-boxes"}
 # Variant of configs/shapes.py, and the fields that the row changes.
 Row = tuple[str, dict[str, Any]]

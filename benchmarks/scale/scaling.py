@@ -59,7 +59,7 @@ def operations(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def batch_shapes(shape: tuple[int, int], max_targets: int) -> Batch:
-    """Shapes and dtypes of a batch of one image, as programs get it."""
+    """Shapes and dtypes of a batch of one image, as the programs receive it."""
     return Batch(
         image=jax.ShapeDtypeStruct((1, *shape, 3), np.uint8),
         size=jax.ShapeDtypeStruct((1, 2), np.int32),
@@ -85,7 +85,7 @@ def measure_step(config: ConfigDict, shape: tuple[int, int], targets: int) -> di
     trained, _ = settings.split_params(params)
     opt_state = jax.eval_shape(settings.optimizer.init, trained)
     batch = batch_shapes(shape, config.data.max_targets)
-    number = jax.ShapeDtypeStruct((), np.int32)  # of the step, and of the part
+    number = jax.ShapeDtypeStruct((), np.int32)  # number of the step, or of the part
     forward, update = (
         of_one_device(functools.partial(program, settings)) for program in (programs.forward, programs.update)
     )

@@ -2,8 +2,8 @@
 
 python benchmarks/speed/convolutions.py
 
-Both sides compute the same in float32, which the tests of the modules verify. They alternate call by call in
-one process, so that the ratio of their medians holds even on a busy machine. "Backward" includes the
+Both sides compute the same result in float32, which the tests of the modules verify. They alternate call by
+call in one process, so that the ratio of their medians holds even on a busy machine. "Backward" includes the
 gradients of all arguments; "gradient of" is that gradient alone, without the forward pass.
 """
 
@@ -37,9 +37,9 @@ class Case(NamedTuple):
 
     Attributes:
       ours: Function of this project.
-      plain: Function that computes the same by the plain operation.
+      plain: Plain operation with the same result.
       shapes: Shapes of the arguments.
-      argnums: Arguments whose gradients are computed.
+      argnums: Indices of the arguments whose gradients are computed.
       forward: Whether the result itself is computed.
     """
 
@@ -152,7 +152,7 @@ CASES = {
 
 
 def program(function: Function, case: Case) -> Callable[..., Any]:
-    """The program of one side of a case, of the cotangent of the result and the arguments."""
+    """Compiles one side of a case. The program takes the cotangent of the result, and the arguments."""
 
     @jax.jit
     def compute(cotangent: jax.Array, *arguments: jax.Array) -> Any:

@@ -40,7 +40,7 @@ def recomputed(case: str) -> dict[str, Any]:
 
 
 def kept(case: str) -> dict[str, Any]:
-    """Without: activations are kept."""
+    """Without `model.remat`: activations are kept."""
     return _step(case, remat=False)
 
 

@@ -58,7 +58,7 @@ def test_colour_does_not_reveal_the_class():
     assert (nearest == labels).mean() < 0.25
 
 
-def test_sizes_ids_and_file_names():
+def test_examples_have_the_given_size_and_are_named_by_split_and_index():
     source = Shapes("test", 13, image_size=96)
     assert len(source) == 13 and source.sizes.tolist() == [[96, 96]] * 13
     example = source[12]

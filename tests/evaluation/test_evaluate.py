@@ -153,7 +153,7 @@ print(json.dumps({"votes": votes, "histograms": histograms, "pq": result["All"][
 
 @pytest.fixture(scope="module")
 def four_devices(tmp_path_factory):
-    """Calls of the fusion, and compiled programs, of an evaluation of 8 images in a batch on 4 devices."""
+    """Fusion calls and compiled programs when 8 images are evaluated in one batch on 4 devices."""
     output, programs = run_on_devices(ON_FOUR_DEVICES, 4, tmp_path_factory.mktemp("hlo"))
     return json.loads(output.splitlines()[-1]), programs
 

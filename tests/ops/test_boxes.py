@@ -5,7 +5,7 @@ import numpy as np
 from detr_jax.ops import boxes
 
 
-def test_to_corners():
+def test_to_corners_converts_boxes_given_by_their_centre():
     centered = jnp.array([[0.5, 0.4, 0.2, 0.6], [0.1, 0.1, 0.2, 0.2]])
     corners = boxes.to_corners(centered)
     np.testing.assert_allclose(corners[0], [0.4, 0.1, 0.6, 0.7], atol=1e-6)

@@ -13,7 +13,7 @@ def test_query_pairs_are_in_image_order():
     np.testing.assert_array_equal(pairs, [[0, 3], [0, 4], [2, 9]])
 
 
-def test_pad_pairs_repeats_the_first_query_without_a_target():
+def test_pad_pairs_appends_the_first_query_of_the_first_image_without_a_target():
     np.testing.assert_array_equal(pad_pairs(np.array([[1, 2, 3]], np.int32), 2), [[1, 2, 3], [0, 0, -1]])
     np.testing.assert_array_equal(pad_pairs(np.array([[1, 2]], np.int32), 2), [[1, 2], [0, 0]])
 
@@ -22,7 +22,7 @@ def test_padded_length_is_the_smallest_that_fits():
     assert [padded_length(n, 2, (8, 4)) for n in (0, 8, 9, 16)] == [8, 8, 16, 16]
 
 
-def test_padded_length_beyond_the_largest_is_what_is_needed():
+def test_a_list_beyond_the_largest_length_is_not_padded():
     assert padded_length(17, 2, (8, 4)) == 17
 
 

@@ -64,7 +64,7 @@ def test_local_parts_stay_on_their_devices(four_devices):
 
 
 def test_indexing_an_array_of_several_devices_gathers_it(tmp_path):
-    """The tests above and in other rooms see a gather if there is one."""
+    """Tests that find no collective rely on this one being found."""
     code = """
 import numpy as np
 from detr_jax.runtime import parallel

@@ -85,7 +85,7 @@ def test_the_mask_head_trains_on_the_detector_of_another_run(config, tmp_path):
     assert [category.name for category in segmentation.categories][:2] == ["disc", "ring"]
 
 
-def test_rejects_runs_that_are_impossible(config, tmp_path):
+def test_rejects_too_few_classes_and_missing_data(config, tmp_path):
     config.model.num_classes = 5
     with pytest.raises(UserError, match="category id 13, but the model only has classes 0 to 4"):
         train(config, tmp_path)

@@ -121,7 +121,7 @@ def test_names_tensors_that_do_not_fit(change, message, model):
         layouts.from_state_dict(state, model, "detr.pth")
 
 
-def test_rejects_other_checkpoints():
+def test_rejects_checkpoints_of_other_models():
     with pytest.raises(WeightsError, match="not a DETR checkpoint"):
         layouts.model_options_of({"fc.weight": np.zeros(3)})
 

@@ -31,7 +31,7 @@ FILES = {
         ("mask_head/conv1/kernel", "timm", "mask_head.lay1.weight"),
     ],
 )
-def test_names_in_each_layout(path, layout, expected):
+def test_names_a_parameter_in_each_layout(path, layout, expected):
     assert published_name(path, layout, panoptic=True) == (expected, None)
 
 
