@@ -18,18 +18,18 @@ from detr_jax.runtime.startup import enable_compilation_cache, exit_with_message
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures, predictions.")
-flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "What to do.")
-flags.DEFINE_multi_string("images", [], "For --mode=predict: image files, or folders of them.")
+flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "Task: training, evaluation or prediction.")
+flags.DEFINE_multi_string("images", [], "Image files or folders of images, for --mode=predict.")
 
 HELP = """\
 usage: python main.py --config=FILE[:VARIANTS] --workdir=FOLDER [--mode=MODE] [--config.FIELD=VALUE ...]
 
-  --config=FILE[:VARIANTS]  experiment: a file in configs/, and its variants, separated by commas
-  --config.FIELD=VALUE      another value for a field of the config
+  --config=FILE[:VARIANTS]  config file, as in configs/, and optionally its variants, separated by commas
+  --config.FIELD=VALUE      overrides a field of the config
   --workdir=FOLDER          folder of the run: checkpoints, metrics, pictures, predictions
   --mode=train              trains and evaluates; resumes the run if the folder has a checkpoint (default)
-  --mode=eval               evaluates the newest checkpoint of the folder, or else --config.init_from
-  --mode=predict IMAGES     segments image files, or folders of them, with the same weights
+  --mode=eval               evaluates the newest checkpoint in the folder, or else --config.init_from
+  --mode=predict IMAGES     segments image files or folders of images with the same weights
 
 examples:
   python main.py --config=configs/shapes.py --workdir=runs/shapes
@@ -37,7 +37,7 @@ examples:
   python main.py --config=configs/shapes.py --workdir=runs/shapes --mode=eval
   python main.py --config=configs/shapes.py --workdir=runs/shapes --mode=predict pictures/
 
-python main.py --config=FILE --help lists all fields of a config with their values and meaning."""
+python main.py --config=FILE --help lists all fields of a config with their values and meanings."""
 
 
 def main(arguments: list[str]) -> None:
@@ -89,14 +89,15 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def load_config(source: str) -> ConfigDict:
-    """Calls `get_config` of a config file. A bug in the file keeps its traceback.
+    """The config that a file's `get_config` returns. A bug in the file keeps its traceback.
 
     Args:
-      source: Path of the file, and after a colon the variants.
+      source: Path of the file, optionally followed by a colon and variants.
 
     Raises:
       MissingFileError: There is no such file.
-      UserError: `get_config` is missing or does not return a config, or there is no such variant.
+      UserError: The file is not a Python file, `get_config` is missing or does not return a config, or there
+        is no such variant.
     """
     path, _, variants = source.partition(":")
     if not Path(path).is_file():
@@ -110,7 +111,7 @@ def load_config(source: str) -> ConfigDict:
         raise UserError(f"{path} does not define get_config(variants), which returns the config")
     config = module.get_config(variants) if variants else module.get_config()
     if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config of {path} returned {config!r}: must return the config")
+        raise UserError(f"get_config of {path} returned {config!r}: must return a ConfigDict")
     return config
 
 

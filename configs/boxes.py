@@ -3,8 +3,8 @@ r"""Stage 1: boxes and classes of things and stuff, from an ImageNet backbone, w
     python main.py --config=configs/boxes.py --workdir=runs/boxes --config.data.root=COCO \
         --config.init_backbone_from=resnet50.pth
 
-docs/scaling.md estimates 4 images per device of 16 GB: a batch needs 16 such devices, or on 8 devices
-`--config.accumulate_steps=2`. This training has not been run on COCO.
+docs/scaling.md estimates 4 images per device of 16 GB, so a batch of 64 takes 16 such devices, or 8 with
+`--config.accumulate_steps=2`. Training with this config has not been run on COCO.
 
 Variants, which can be combined (`configs/boxes.py:resnet101,dc5`): `resnet101`, `dc5`, `tfds`.
 """

@@ -3,8 +3,8 @@ r"""Boxes, classes and masks together, from an ImageNet backbone or a trained DE
     python main.py --config=configs/joint.py --workdir=runs/joint --config.data.root=COCO \
         --config.init_from=detr-r50.pth
 
-This is also the config for fine-tuning a published panoptic model on your own data. This training has not
-been run on COCO; docs/scaling.md estimates its memory and time per step.
+Use it also to fine-tune a published panoptic model on your own data. Training with this config has not been
+run on COCO; docs/scaling.md estimates its memory and time per step.
 
 Variants, which can be combined (`configs/joint.py:resnet101,dc5`): `resnet101`, `dc5`, `tfds`.
 """

@@ -1,4 +1,4 @@
-r"""Stage 2, the paper: trains the mask head on a frozen, trained DETR, with the loss weights of Table 1.
+r"""Stage 2, as in the paper: trains the mask head on a frozen DETR, with the loss weights of Table 1.
 
     python main.py --config=configs/panoptic.py --workdir=runs/panoptic --config.data.root=COCO \
         --config.init_from=runs/boxes
@@ -8,7 +8,7 @@ To evaluate a published model instead, with the same config:
     python main.py --config=configs/panoptic.py --mode=eval --workdir=runs/published --config.data.root=COCO \
         --config.init_from=detr-r50-panoptic.pth
 
-This training has not been run on COCO; docs/scaling.md estimates its memory and time per step.
+Training with this config has not been run on COCO; docs/scaling.md estimates its memory and time per step.
 
 Variants, which can be combined (`configs/panoptic.py:resnet101,dc5`): `resnet101`, `dc5`, `tfds`.
 """

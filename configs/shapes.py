@@ -1,4 +1,4 @@
-"""The default experiment: a mask head for generated pictures, trained on the small DETR in the package.
+"""The default experiment: a mask head on the small packaged DETR, trained on generated pictures.
 
     python main.py --config=configs/shapes.py --workdir=runs/shapes
 
@@ -38,8 +38,8 @@ def get_config(variants: str = "") -> ConfigDict:
     config.model.dropout = 0.0  # no picture is seen twice
     config.model.attention_gain = 1000.0  # dice loss 0.20 instead of 0.40 after 300 steps
 
-    config.loss.no_object = 0.5  # a quarter of 20 queries find something, not a tenth of 100
-    # A step in a quarter of the time, with the same loss up to noise.
+    config.loss.no_object = 0.5  # a quarter of 20 queries match a target, instead of a tenth of 100
+    # Cuts the time of a step to a quarter; the loss is the same up to noise.
     config.loss.mask_targets = 4
     config.loss.mask_pixels = 2
 

@@ -1,4 +1,4 @@
-"""The command `detr-jax`, also `python -m detr_jax`: everything but running a config, which is main.py's.
+"""The command `detr-jax`, also `python -m detr_jax`. Configs are run by main.py.
 
 Each command imports what it needs when it runs, so that `--help` loads nothing.
 """
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Prints the problems of a folder in COCO's panoptic format."""
+    """Prints the problems in a folder of COCO panoptic data."""
     from detr_jax.data.coco_check import check_folder
 
     count = 0
@@ -52,7 +52,7 @@ def shapes(options: argparse.Namespace) -> None:
 
 
 def tfds(options: argparse.Namespace) -> None:
-    """Prepares a dataset of TFDS."""
+    """Downloads a dataset of TFDS and prepares it for random access."""
     from detr_jax.data.tfds import prepare
 
     prepare(options.name, options.data_dir)
@@ -86,11 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("predict", help="segment images", description=predict.__doc__)
     _add_predict_options(add)
 
-    add = commands.add_parser("check", help="find the problems of a dataset", description=check.__doc__)
+    add = commands.add_parser("check", help="find problems in a dataset", description=check.__doc__)
     add.set_defaults(run=check)
-    add.add_argument("folder", help="folder with annotations/, and images and PNGs of every split")
+    add.add_argument("folder", help="folder with annotations/ and the images and PNGs of each split")
 
-    add = commands.add_parser("export", help="write a run as one file", description=export.__doc__)
+    add = commands.add_parser("export", help="export a run as one file", description=export.__doc__)
     add.set_defaults(run=export)
     add.add_argument("workdir", help="folder of the run")
     add.add_argument("file", help=".safetensors, or .pth, which holds the tensors alone")
@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--image_size", type=int, default=128, help="height and width in pixels; default: 128")
     add.add_argument("--seed", type=int, default=0, help="random seed; default: 0")
 
-    add = commands.add_parser("tfds", help="prepare COCO panoptic of TFDS", description=tfds.__doc__)
+    add = commands.add_parser(
+        "tfds", help="download and prepare COCO panoptic of TFDS", description=tfds.__doc__
+    )
     add.set_defaults(run=tfds)
     add.add_argument("--data_dir", required=True, help="folder to write to")
     add.add_argument("--name", default="coco/2017_panoptic", help="dataset; default: coco/2017_panoptic")
@@ -113,16 +115,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_predict_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=predict)
-    parser.add_argument("images", nargs="+", help="image files, or folders of them")
+    parser.add_argument("images", nargs="+", help="image files or folders of images")
     parser.add_argument(
         "--weights",
         required=True,
-        help="checkpoint (.pth, .safetensors), name on the Hugging Face hub or of a packaged checkpoint "
-        "(shapes-panoptic), or folder of a run",
+        help="checkpoint file (.pth, .safetensors), packaged checkpoint (shapes-panoptic), repository on the "
+        "Hugging Face hub, or folder of a run",
     )
     parser.add_argument("--output", required=True, help="folder to write to")
     parser.add_argument("--threshold", type=float, help="class probability above which a query is a segment")
-    parser.add_argument("--merge_stuff", choices=["first", "always"], help="rounds that merge stuff segments")
+    parser.add_argument(
+        "--merge_stuff", choices=["first", "always"], help="rounds of fusion that merge stuff segments"
+    )
     parser.add_argument(
         "--duplicate_iou", type=float, help="mask IoU above which the lower-scoring query is dropped"
     )

@@ -43,7 +43,7 @@ FIELDS: dict[str, Field] = {
         "backbone to start from: an ImageNet ResNet of torchvision, or a DETR"),
     "batch_size": Field(16, at_least(1), "images per training step, over all devices of all hosts"),
     "accumulate_steps": Field(1, at_least(1),
-        "parts of a batch that are computed one after another: less memory, the same update"),
+        "parts that a batch is divided into, computed one after another: less memory, the same update"),
     "epochs": Field(1.0, positive, "length of the training in passes over the data"),
     "steps": Field(0, at_least(0), "length of the training in steps; 0: as given by `epochs`"),
     "pair_lengths": Field((8, 16, 32, 64, 100), lengths,
@@ -69,7 +69,7 @@ FIELDS: dict[str, Field] = {
     "model.dtype": Field("float32", one_of("float32", "bfloat16"),
         "dtype of the computation; parameters and losses are float32"),
     "model.remat": Field(False, boolean, "whether training recomputes activations: less memory, more time"),
-    "model.pyramid": Field(True, boolean, "whether the mask head receives the backbone's C2 to C4"),
+    "model.pyramid": Field(True, boolean, "whether the mask head adds C2 to C4 of the backbone, as an FPN"),
     "model.attention_gain": Field(1.0, positive,
         "factor on the mask head's initial weights for attention maps"),
 
@@ -84,7 +84,7 @@ FIELDS: dict[str, Field] = {
     "loss.focal": Field(1.0, non_negative, "weight of the focal loss among the mask losses"),
     "loss.no_object": Field(0.1, non_negative, "weight of queries without a target in the cross-entropy"),
     "loss.auxiliary": Field(True, boolean, "whether every decoder layer has class and box losses"),
-    # On a part of the targets and pixels, mask losses take less time and are the same up to noise.
+    # On a subset of the targets and pixels, mask losses take less time and are the same up to noise.
     "loss.mask_targets": Field(0, at_least(0),
         "maximum number of mask targets per image, resampled every step; 0: all"),
     "loss.mask_pixels": Field(1, at_least(1),
@@ -103,9 +103,9 @@ FIELDS: dict[str, Field] = {
     "optim.b2": Field(0.999, below_one, "decay of AdamW's second moment"),
     "optim.clip_norm": Field(0.1, positive, "maximum global norm of the gradient"),
     "optim.schedule": Field("step", one_of("step", "cosine", "constant"),
-        "schedule of the learning rates; 'step': a tenth from `drop_at`"),
+        "schedule of the learning rates; 'step': divided by 10 at `drop_at`"),
     "optim.drop_at": Field(2.0 / 3.0, between(0, 1),
-        "fraction of the training after which 'step' drops the rates"),
+        "fraction of the training after which 'step' lowers the rates"),
     "optim.warmup_steps": Field(0, at_least(0), "steps of linear warm-up"),
 
     "data.source": Field("coco", one_of("coco", "tfds", "shapes"),
@@ -133,23 +133,23 @@ FIELDS: dict[str, Field] = {
     "data.flip": Field(True, boolean, "whether training images are mirrored with probability 0.5"),
     "data.max_targets": Field(100, segments, "maximum number of segments per image; the largest are kept"),
     "data.crowd": Field("keep", one_of("keep", "drop"),
-        "whether crowd segments are training targets; 'keep', as in the original panoptic reader"),
+        "crowd segments in training; 'keep': targets, as in the original panoptic reader; 'drop': void"),
     "data.threads": Field(8, at_least(0), "threads that load batches; 0: load on demand"),
 
     "eval.every_epochs": Field(1.0, positive, "epochs between evaluations"),
     "eval.batch_size": Field(8, at_least(1), "images per evaluation batch, over all devices of all hosts"),
     "eval.threshold": Field(0.85, between(0, 1), "class probability above which a query becomes a segment"),
     "eval.merge_stuff": Field("first", one_of("first", "always"),
-        "rounds of fusion that merge segments of one stuff class: the first, as in the original, or all"),
+        "rounds of fusion that merge segments of one stuff class: 'first', as in the original, or all"),
     "eval.duplicate_iou": Field(1.0, between(0, 1),
         "mask IoU above which the lower-scoring query is dropped; 1: none, as in the original"),
     "eval.backend": Field("stream", one_of("stream", "panopticapi"),
-        "implementation of PQ: this project's or the official one, with the same results"),
-    "eval.pictures": Field(8, at_least(0), "evaluation images drawn beside their ground truth"),
+        "implementation of PQ; 'stream': this project's, 'panopticapi': the official one; results agree"),
+    "eval.pictures": Field(8, at_least(0), "images drawn beside their ground truth in the last evaluation"),
 
     "checkpoint.every_steps": Field(1000, at_least(1), "steps between checkpoints"),
     "checkpoint.keep": Field(2, at_least(1),
-        "newest checkpoints to keep; that of the best evaluation is in `best/`"),
+        "newest checkpoints to keep; the one with the best evaluation is in `best/`"),
 
     # Several processes train one model, on one host or many. Each is started with the same command.
     "distributed.coordinator": Field("", address,
@@ -178,10 +178,13 @@ def parse_config(stored: str) -> ConfigDict:
     """Reads a config that a run stored as JSON, in its workdir or in an exported checkpoint.
 
     Args:
-      stored: JSON text. Fields that it lacks keep their defaults.
+      stored: JSON text.
+
+    Returns:
+      The config; fields that `stored` lacks have their defaults.
 
     Raises:
-      UserError: The text is not JSON, has unknown fields, or has a value of another type.
+      UserError: The text is not JSON, has unknown fields, or has a value of the wrong type.
     """
 
     def tuples(value: Any) -> Any:  # JSON has only lists
@@ -204,6 +207,14 @@ def apply_variants(
 ) -> ConfigDict:
     """Applies the variants that follow the colon in `--config=configs/file.py:a,b`, in order.
 
+    Args:
+      config: Config to change in place.
+      names: Names of the variants, separated by commas; may be empty.
+      variants: Functions that change a config in place, by name.
+
+    Returns:
+      `config`.
+
     Raises:
       UserError: A variant does not exist.
     """
@@ -215,7 +226,7 @@ def apply_variants(
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks the value of every field, and the fields that depend on each other.
+    """Checks the value of every field, then the constraints between fields.
 
     Raises:
       UserError: A field is unknown, missing or invalid. The message has one line per problem.
@@ -265,7 +276,7 @@ def _unknown_fields(config: ConfigDict) -> Iterator[str]:
 
 
 def _contradictions(config: ConfigDict) -> Iterator[str]:
-    """Problems of fields that are valid on their own but not together."""
+    """Yields the problems of fields that are valid on their own but not together."""
     model, distributed = config.model, config.distributed
     if config.stage == "masks" and not model.masks:
         yield "model.masks is False: must be True, since the stage 'masks' trains the mask head"

@@ -1,4 +1,4 @@
-"""What the table in `config.py` is made of: fields, and rules for their values."""
+"""Building blocks of the table in `config.py`: fields, and rules for their values."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ class Rule:
 
     Attributes:
       allowed: Noun phrase that completes "must be ...".
-      accepts: Whether a value is allowed.
+      accepts: Function that returns whether a value is allowed.
     """
 
     allowed: str

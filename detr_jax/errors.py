@@ -1,18 +1,17 @@
 """Errors that a user can act on.
 
-They are raised on purpose, with a message that says what was wrong, where, and what to do. The command line
-prints them as one line (`runtime.startup.exit_with_message`); every other exception is a fault of the program
-and keeps its traceback. Each class also derives from the built-in exception that fits, so Python callers can
-catch either.
+They are raised on purpose, with a message that states what is wrong, where, and what to do. The command line
+prints the message alone (`runtime.startup.exit_with_message`); every other exception keeps its traceback.
+Each class also derives from the built-in exception that fits, so Python callers can catch either.
 """
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used: a setting, an image, an annotation, a checkpoint."""
+    """User input cannot be used: a setting, an image, an annotation, a checkpoint."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder the user named does not exist."""
+    """A file or folder that the user named does not exist."""
 
 
 class MissingPackageError(UserError, ImportError):

@@ -128,7 +128,7 @@ def test_help_shows_modes_and_examples(flag):
     ("content", "message"),
     [
         ("", "does not define get_config"),
-        ("def get_config():\n    pass\n", "returned None: must return the config"),
+        ("def get_config():\n    pass\n", "returned None: must return a ConfigDict"),
     ],
 )
 def test_reports_a_config_file_without_a_config_on_one_line(content, message, tmp_path):

@@ -1,7 +1,7 @@
 """Composition of batches, planned from image sizes alone.
 
-Every process plans all global batches and loads only its share of each. So all processes agree on the order
-and on every static shape without communication.
+Every process plans all global batches and loads only its share of each. All processes therefore agree
+on the order and on every static shape without communication.
 """
 
 import dataclasses
@@ -51,13 +51,13 @@ class Rows(NamedTuple):
 
 
 def smallest_fitting(size: Size, shapes: Sequence[Size]) -> Size | None:
-    """The shape of smallest area that holds an image of `size`; None if there is none."""
+    """The shape with the smallest area that holds an image of `size`; None if none does."""
     fitting = [shape for shape in shapes if size[0] <= shape[0] and size[1] <= shape[1]]
     return min(fitting, key=lambda shape: (shape[0] * shape[1], shape), default=None)
 
 
 def choose_shape(size: Size, shapes: Sequence[Size]) -> Size:
-    """The shape of smallest area that holds an image of `size`.
+    """The shape with the smallest area that holds an image of `size`.
 
     Raises:
       UserError: No shape holds it.
@@ -120,7 +120,7 @@ class TrainOrder:
         self._settings, self._seed = settings, seed
         self.batches_per_epoch = len(sizes) // batch_size
         self._lock = threading.Lock()
-        # Of each part in use: the batches planned so far, and the rest of its plan.
+        # For each part in use: the batches planned so far, and an iterator over the rest.
         self._parts: dict[int, tuple[list[Rows], Iterator[Rows]]] = {}
 
     def __getitem__(self, step: int) -> Rows:
@@ -202,7 +202,7 @@ def plan_evaluation(
 def _check_shapes_hold_images(
     shapes: Sequence[Size], sizes: Int[np.ndarray, "images 2"], settings: TrainTransform
 ) -> None:
-    """Raises at the start what would otherwise stop the run in some later epoch."""
+    """Raises at the start the errors that would otherwise stop the run in a later epoch."""
     for size in transforms.greatest_sizes(sizes, settings):
         choose_shape(size, shapes)
     height, width = np.max(shapes, axis=0).tolist()

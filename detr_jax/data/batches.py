@@ -69,7 +69,7 @@ def train_batches(
       shapes: Static (height, width) of batches; the largest must hold all others.
       settings: Augmentation settings.
       max_targets: Maximum number of segments per image; see `make_batch`.
-      crowd: "keep" makes targets of crowd segments, as the original does for panoptic data; "drop" makes
+      crowd: "keep" treats crowd segments as targets, as the original does for panoptic data; "drop" makes
         them void.
       seed: Random seed of the order and of the augmentation.
       threads: Number of threads that load batches ahead of time, one batch each; 0 loads on demand.
@@ -150,8 +150,8 @@ def make_batch(examples: Sequence[Example], shape: Size, max_targets: int) -> Ba
     Args:
       examples: Transformed examples, none larger than `shape`.
       shape: Height and width of the batch.
-      max_targets: Maximum number of segments per image. Of more, those with the most pixels are kept, and
-        the others become void.
+      max_targets: Maximum number of segments per image. If there are more, those with the most pixels are
+        kept, and the others become void.
     """
     count = len(examples)
     batch = Batch(

@@ -137,7 +137,7 @@ def make_example(
     image_id: int,
     file_name: str,
 ) -> Example:
-    """Makes an example of a decoded image, its panoptic PNG and its annotated segments.
+    """Makes an example from a decoded image, its panoptic PNG and its annotated segments.
 
     Args:
       image: Decoded image.
@@ -201,7 +201,7 @@ def read_annotations(path: Path) -> tuple[tuple[Category, ...], Annotations]:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (LookupError, TypeError, ValueError, OverflowError) as error:
-        # For speed, the fields of entries are not checked in advance: the one at fault is searched for now.
+        # For speed, the fields of entries are not checked in advance; the faulty one is located only now.
         problem = next(find_json_problems(content), None)
         if problem is None:
             raise

@@ -1,6 +1,6 @@
-"""Finds every problem of a COCO panoptic folder.
+"""Finds every problem in a COCO panoptic folder.
 
-`CocoPanoptic` stops at the first problem that it meets; `check_folder` reports all of them.
+`CocoPanoptic` stops at the first problem; `check_folder` reports all of them.
 """
 
 import json
@@ -37,7 +37,7 @@ _READER_THREADS = 8
 
 
 def check_folder(root: str | Path, progress: bool = False) -> Iterator[str]:
-    """Yields every problem of every split that has an annotation file.
+    """Yields every problem in every split that has an annotation file.
 
     Each problem is one line that names the file and, where there is one, the image id.
 
@@ -53,7 +53,7 @@ def check_folder(root: str | Path, progress: bool = False) -> Iterator[str]:
 
 
 def check_split(root: Path, split: str, progress: bool = False) -> Iterator[str]:
-    """Yields every problem of one split; see `check_folder`."""
+    """Yields every problem in one split; see `check_folder`."""
     path = root / "annotations" / f"panoptic_{split}.json"
     try:
         content = json.loads(path.read_bytes())
@@ -76,7 +76,7 @@ def check_split(root: Path, split: str, progress: bool = False) -> Iterator[str]
 
 
 def find_json_problems(content: Any) -> Iterator[str]:
-    """Yields every problem of an annotation file that can be found without opening images.
+    """Yields every problem in an annotation file that can be found without opening images.
 
     Args:
       content: Decoded JSON of the file.
@@ -134,7 +134,7 @@ def _entry_problem(key: str, entry: Any) -> str | None:
 
 
 def _field_problem(fields: dict[str, Kind], entry: Any) -> str | None:
-    """Names the fields that an entry lacks or that have another type, if any."""
+    """Names the fields that an entry lacks or that have the wrong type, if any."""
     found = entry if isinstance(entry, dict) else {}
     wrong = [f"{name} ({_describe(kind)})" for name, kind in fields.items() if not _is(kind, found.get(name))]
     return f"missing or invalid {', '.join(wrong)} in {str(entry)[:80]}" if wrong else None
@@ -157,9 +157,9 @@ def _find_segment_problems(segments: list[Any], category_ids: set[int]) -> Itera
             yield f"a segment has {problem}"
             continue
         if segment["category_id"] not in category_ids:
-            yield f"segment {segment['id']} is of category {segment['category_id']}, which is not listed"
+            yield f"segment {segment['id']} has category {segment['category_id']}, which is not listed"
         if segment.get("iscrowd", 0) not in (0, 1):
-            yield f"segment {segment['id']} has the iscrowd {segment['iscrowd']}, not 0 or 1"
+            yield f"segment {segment['id']} has iscrowd {segment['iscrowd']}, not 0 or 1"
     if len(segments) > MAX_SEGMENTS:
         yield f"{len(segments)} segments; at most {MAX_SEGMENTS} per image are supported"
 
@@ -200,6 +200,6 @@ def _find_pixel_problems(png: Image.Image, annotation: Entry) -> Iterator[str]:
     for segment in segments:
         area = found.get(segment["id"], segment["area"])
         if area != segment["area"]:
-            yield f"segment {segment['id']} has {area} pixels, listed with {segment['area']}"
+            yield f"segment {segment['id']} has {area} pixels, but is listed with {segment['area']}"
     for segment_id in found.keys() - listed.keys() - {0}:
         yield f"{found[segment_id]} pixels have the id {segment_id}, which is not listed: they become void"

@@ -42,7 +42,7 @@ def _checker(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
 
 
 def _sky(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    """Soft blobs, wider than high: a sum of a few long waves."""
+    """Soft blobs, wider than tall: a sum of a few long waves."""
     total = np.zeros_like(u)
     for _ in range(4):
         along, up = _period(rng, -0.1, 0.1), _period(rng, 0.05, 0.2)

@@ -1,4 +1,4 @@
-"""The data of a config: its dataset, and batches of it for training and evaluation."""
+"""The dataset that a config names, and its batches for training and evaluation."""
 
 from collections.abc import Iterator
 

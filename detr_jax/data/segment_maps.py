@@ -53,7 +53,7 @@ def find_boxes(
     """Finds the boxes of the segments 1, ..., `count` of a map.
 
     As in `masks_to_boxes` of the original DETR, the corners are the indices of the first and last column and
-    row, so a box is one pixel narrower and lower than its segment.
+    row, so a box is one pixel narrower and shorter than its segment.
 
     Args:
       segment_map: Number of the segment of each pixel; 0 is void.

@@ -1,6 +1,6 @@
 """A generated panoptic dataset: shapes on textured ground.
 
-It serves tests, and experiments without a download. Things are defined by their outline and stuff by its
+For tests, and for experiments without a download. Things are defined by their outline and stuff by its
 pattern. Colour does not reveal the class: all classes share the same palettes, and things are filled with any
 pattern, including those of the stuff classes.
 
@@ -24,8 +24,8 @@ from detr_jax.data.segment_maps import find_boxes
 from detr_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-MIN_IMAGE_SIZE = 64  # in smaller images the smallest shapes are a few pixels
-# A segment with less visible could not be recognised.
+MIN_IMAGE_SIZE = 64  # in smaller images, the smallest shapes would be a few pixels wide
+# Segments of which less is visible would be unrecognisable.
 _MIN_PIXELS = 16  # of a thing
 _MIN_VISIBLE = 0.3  # of a thing, as a fraction of its pixels in the image
 _MIN_GROUND = 1 / 32  # of a stuff segment, as a fraction of the image
@@ -119,10 +119,10 @@ class Shapes:
     """Images of one to eight shapes on one to three kinds of ground.
 
     The largest shapes are six times the size of the smallest. Shapes are rotated, overlap one another and may
-    extend beyond the image. An image depends only on the seed, the split and its index, not on the number of
-    images. Every pixel belongs to a segment. Of each thing, at least 16 pixels and 30% of its area within the
-    image are visible; each kind of ground covers at least 1/32 of the image. Segments that would show less
-    are not painted.
+    extend beyond the image. An image depends only on the seed, the split, its size and its index, not on the
+    number of images. Every pixel belongs to a segment. Of each thing, at least 16 pixels and 30% of its area
+    within the image are visible; each kind of ground covers at least 1/32 of the image. Segments that would
+    show less are not painted.
 
     Attributes:
       categories: Categories of things, then of stuff.
@@ -315,7 +315,7 @@ def export(
 
     Args:
       folder: Folder to write `{split}/`, `panoptic_{split}/` and `annotations/panoptic_{split}.json` to; it
-        can already contain other splits.
+        may already contain other splits.
       count: Number of images.
       split: "train", "validation" or "test".
       image_size: Height and width of the images in pixels.

@@ -32,8 +32,8 @@ _READER_THREADS = 16
 class TfdsPanoptic:
     """A split of a prepared TFDS dataset with the features of coco/2017_panoptic, in the order of its files.
 
-    TFDS counts the classes 0, ..., 132 in the order of the COCO category ids; labels become category ids
-    again. Segments and boxes are treated as in `CocoPanoptic`.
+    TFDS numbers the classes 0 to 132 in the order of the COCO category ids; labels are converted back to
+    category ids. Segments and boxes are treated as in `CocoPanoptic`.
 
     Attributes:
       categories: Categories of COCO panoptic.
@@ -47,8 +47,8 @@ class TfdsPanoptic:
         Args:
           name: Dataset and configuration.
           split: "train", "validation", or a part of them such as "train[:10%]".
-          data_dir: TFDS data folder; by default that of the environment variable TFDS_DATA_DIR, or
-            ~/tensorflow_datasets.
+          data_dir: TFDS data folder; by default the value of the environment variable TFDS_DATA_DIR, or
+            else ~/tensorflow_datasets.
 
         Raises:
           MissingPackageError: TensorFlow Datasets is not installed.
@@ -139,11 +139,15 @@ def prepare(name: str = NAME, data_dir: str | os.PathLike[str] | None = None) ->
 
 
 def write_sizes(name: str = NAME, data_dir: str | os.PathLike[str] | None = None) -> None:
-    """Stores the image sizes of every split beside the data, so that runs need not read them.
+    """Stores the image sizes of every split beside the data, so that runs need not read the images for them.
 
     Args:
       name: Dataset and configuration.
       data_dir: TFDS data folder; see `TfdsPanoptic`.
+
+    Raises:
+      MissingPackageError: TensorFlow Datasets is not installed.
+      MissingFileError: The dataset is not prepared in `data_dir`.
     """
     folder = _find_prepared(name, data_dir)
     for split in _import_tfds().builder_from_directory(folder).info.splits:
@@ -165,7 +169,7 @@ def _import_tfds() -> ModuleType:
 def _find_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> epath.Path:
     """Folder of the newest prepared version of a dataset."""
     root = epath.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    # Not by `tfds.builder`, which loads the code of the dataset, and that needs TensorFlow.
+    # `tfds.builder` would load the code of the dataset, which needs TensorFlow.
     folders = [path.parent for path in root.glob(f"{name}/*/dataset_info.json")]
     if not folders:
         raise MissingFileError(

@@ -1,7 +1,7 @@
 """Augmentation as in the original DETR (`datasets/transforms.py` and `datasets/coco.py` of its repository).
 
-A transform is first planned, from the size of the image and a random generator alone, and later applied. So
-the final sizes of a whole epoch are known without decoding an image, and batches can be composed by size.
+A transform is first planned, from the size of the image and a random generator alone, and later applied.
+The final sizes of a whole epoch are thus known without decoding an image, so batches can be composed by size.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
-"""Files that are complete or absent, whenever the process is killed."""
+"""Atomic file writes: a killed process leaves no half-written file."""
 
 import os
 from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: a reader finds the previous content or all of the new.
+    """Writes a file atomically: readers see the old content or all of the new.
 
     Args:
       path: File to write; replaced if it exists.

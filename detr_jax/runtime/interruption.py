@@ -1,4 +1,4 @@
-"""SIGTERM as a request to stop: sent when the machine is about to be preempted."""
+"""Handles SIGTERM, which is sent before a machine is preempted, as a request to save and stop."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 class Interruption:
-    """Records, within its `with` block, whether SIGTERM asked the run to stop.
+    """Records whether SIGTERM arrives within its `with` block.
 
     A single process installs a signal handler. Several processes must all save the same step, so they use
     JAX's preemption service, which makes them agree on one.

@@ -1,8 +1,8 @@
-"""Data parallelism: one replica of every program per local device, and one process or more.
+"""Data parallelism: one replica of every program per local device, in one or more processes.
 
 Arrays of replicas have a leading device axis. Metrics, matching and evaluation read the shards of this
-process's own devices; the mean of gradients and metrics in the train step is the only collective between
-devices.
+process's own devices; the means of target counts, gradients and metrics in the train step are the only
+collectives of the device programs.
 """
 
 import functools
@@ -23,7 +23,7 @@ AXIS = "batch"
 
 
 def connect(config: ConfigDict) -> None:
-    """Joins the other processes of a run. Must be called before any device is used.
+    """Joins the other processes of a run, if there are any. Must be called before any device is used.
 
     Args:
       config: The `distributed` section of a config.
@@ -65,7 +65,7 @@ def per_device(
 
     Args:
       function: Function of one device's arrays. A module-level function or a `functools.partial` of one:
-        JAX keeps compiled functions forever, and with a bound method all that its object holds.
+        JAX keeps compiled functions forever, and a bound method would keep its whole object alive.
       devices: Devices to run on; all local devices by default.
       **options: Options of `jax.pmap`.
     """
@@ -133,7 +133,7 @@ def _sharding(devices: tuple[jax.Device, ...] | None) -> NamedSharding:
 
 
 def local_parts(array: Shaped[Array, "devices ..."]) -> list[Shaped[Array, "..."]]:
-    """The parts of an array with a device axis: one per local device, still there, without that axis.
+    """The parts of an array with a device axis: one per local device, left on it, without that axis.
 
     Unlike `array[index]`, this moves nothing between devices.
     """
@@ -144,7 +144,7 @@ def local_parts(array: Shaped[Array, "devices ..."]) -> list[Shaped[Array, "..."
 def unreplicate(tree: Any) -> Any:
     """The copy on the first local device, on the host and without the device axis.
 
-    Unlike `array[0]`, which gathers the array of all devices on each of them, this runs no program.
+    Unlike `array[0]`, which gathers all copies on every device, this runs no program.
     """
     return jax.tree.map(lambda x: np.asarray(np.asarray(x.addressable_data(0))[0]), tree)
 

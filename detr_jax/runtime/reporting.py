@@ -28,11 +28,11 @@ class StepTimer:
         self._start: tuple[int, float] | None = None
 
     def start(self, step: int) -> None:
-        """Starts measuring after a step; also restarts it, after work that is not training."""
+        """Starts measuring at a step, or restarts after work other than training, such as an evaluation."""
         self._start = step, time.monotonic()
 
     def seconds_per_step(self, step: int) -> float | None:
-        """Mean time since `start` in seconds, after a step; None if none was made since."""
+        """Mean time per step since `start` in seconds; None if `step` is not after the start."""
         if self._start is None or step <= self._start[0]:
             return None
         first, since = self._start
@@ -40,10 +40,15 @@ class StepTimer:
 
 
 class Reporter:
-    """Writes metrics.jsonl, TensorBoard events and curves.png to a working directory, on process 0 only."""
+    """Writes metrics.jsonl, TensorBoard events and curves.png to a working directory, on process 0 only.
+
+    Attributes:
+      workdir: Directory of the run.
+      active: Whether this process writes; only process 0 does.
+    """
 
     def __init__(self, workdir: str | Path):
-        """Creates the working directory. Files in it are appended to.
+        """Creates the working directory; existing records in it are kept.
 
         Args:
           workdir: Directory of the run.
@@ -61,7 +66,7 @@ class Reporter:
         return SummaryWriter(str(self.workdir))
 
     def drop_records_after(self, step: int) -> None:
-        """Removes the records of later steps from metrics.jsonl: a resumed run writes them again."""
+        """Removes the records of later steps from metrics.jsonl, since a resumed run writes them again."""
         path = self.workdir / "metrics.jsonl"
         if not self.active or not path.exists():
             return
@@ -101,7 +106,12 @@ class Reporter:
         self.write(step, metrics)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Appends a record to metrics.jsonl and to the TensorBoard events."""
+        """Appends a record to metrics.jsonl and to the TensorBoard events.
+
+        Args:
+          step: Number of updates so far.
+          metrics: Metrics by name.
+        """
         if not self.active:
             return
         for name, value in metrics.items():
@@ -119,6 +129,6 @@ class Reporter:
             plot_curves(records, self.workdir / "curves.png")
 
     def close(self) -> None:
-        """Flushes the TensorBoard events."""
+        """Writes the remaining TensorBoard events and closes their file."""
         if "_events" in self.__dict__:
             self._events.close()

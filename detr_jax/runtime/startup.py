@@ -1,4 +1,4 @@
-"""Startup of a program: a persistent cache of compiled programs, and errors of the user as one line.
+"""Startup of a program: a persistent cache of compiled programs, and user errors without a traceback.
 
 JAX is imported by the function that needs it, because commands that use no device import this module too.
 """
@@ -31,9 +31,9 @@ def enable_compilation_cache() -> None:
 
 @contextlib.contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Exits with status 1 and the line `error: MESSAGE` on stderr if a `UserError` is raised.
+    """Exits with status 1 and `error: MESSAGE` on stderr if a `UserError` is raised.
 
-    Any other exception is a bug and keeps its traceback.
+    Any other exception keeps its traceback.
     """
     try:
         yield

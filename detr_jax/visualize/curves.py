@@ -19,7 +19,7 @@ def plot_curves(records: Sequence[dict[str, Any]], path: str | Path) -> None:
     """Plots losses and scores over the training steps, each in a panel of its own if there are any.
 
     Args:
-      records: Records of a `metrics.jsonl`: `step` with any of `loss`, `loss_*`, and `val_pq*` and `val_AP*`
+      records: Records of a `metrics.jsonl`: `step` and any of `loss`, `loss_*`, and `val_pq*` and `val_AP*`
         in [0, 1]. Losses of inner decoder layers (`loss_*_0` and so on) are not plotted.
       path: Path of the PNG; missing parent directories are created.
     """

@@ -22,11 +22,12 @@ def overlay(
     opacity: float = 0.55,
     labels: bool = True,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Draws the segments of an image over it in colour, outlined and named.
+    """Draws segments over an image in colour, with outlines and class names.
 
     Args:
       image: RGB image.
-      segmentation: Segmentation of the image. Void pixels keep their colour.
+      segmentation: Segmentation of the image. Void pixels keep their colour, except under
+        outlines.
       opacity: Opacity of the segment colours, in [0, 1].
       labels: Whether to write class names on the segments, largest first, where there is room.
 
@@ -92,7 +93,7 @@ def instance_colors(categories: Sequence[Category]) -> list[tuple[int, int, int]
 
 
 def _varied(color: tuple[int, int, int], number: int) -> tuple[int, int, int]:
-    """A variation of an RGB colour; number 0 is the colour itself, and neighbours differ in hue and value."""
+    """Varies the hue and value of an RGB colour; number 0 is the colour itself."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
     if number:
         hue += 0.36 * ((number * 0.618034) % 1 - 0.5)

@@ -1,4 +1,4 @@
-"""Compares the classes of a checkpoint with the categories of a data set."""
+"""Compares the classes of a checkpoint with the categories of a dataset."""
 
 import json
 from collections.abc import Sequence
@@ -24,6 +24,10 @@ def known_categories(source: str | Path, num_classes: int) -> tuple[Category, ..
     Returns:
       The categories stored with the checkpoint; COCO's if the number of classes is that of a published model;
       otherwise None.
+
+    Raises:
+      MissingFileError: There is no such checkpoint.
+      UserError: The checkpoint or its stored categories cannot be read.
     """
     stored = stored_with(source)
     if stored:
@@ -34,14 +38,14 @@ def known_categories(source: str | Path, num_classes: int) -> tuple[Category, ..
 
 
 def unknown_categories(source: str, num_classes: int, categories: Sequence[Category]) -> list[Category]:
-    """Categories of a data set that a checkpoint was not trained on.
+    """Categories of a dataset that a checkpoint was not trained on.
 
-    If the checkpoint's categories are not known, these are the ones whose ids exceed its classes.
+    If the checkpoint's categories are not known, these are the ones whose ids exceed its class indices.
 
     Args:
       source: Directory of a run, or a checkpoint file.
       num_classes: Number of classes of the checkpoint.
-      categories: Categories of the data set.
+      categories: Categories of the dataset.
     """
     known = known_categories(source, num_classes)
     if known is None:
@@ -51,41 +55,41 @@ def unknown_categories(source: str, num_classes: int, categories: Sequence[Categ
 
 
 def check_categories(source: str, num_classes: int, categories: Sequence[Category]) -> None:
-    """Checks that a checkpoint was trained on all categories of a data set.
+    """Checks that a checkpoint was trained on all categories of a dataset.
 
     Args:
       source: Directory of a run, or a checkpoint file.
       num_classes: Number of classes of the checkpoint.
-      categories: Categories of the data set.
+      categories: Categories of the dataset.
 
     Raises:
       UserError: The checkpoint lacks a category.
     """
     unknown = unknown_categories(source, num_classes, categories)
     if unknown:
-        raise UserError(f"{source} has no classes for the data set's categories {names_of(unknown)}")
+        raise UserError(f"{source} has no classes for the dataset's categories {names_of(unknown)}")
 
 
 def check_classes(categories: Sequence[Category], num_classes: int) -> None:
     """Checks that a model has a class for each category.
 
     Args:
-      categories: Categories of the data set.
+      categories: Categories of the dataset.
       num_classes: Number of classes of the model.
 
     Raises:
-      UserError: A category id exceeds the model's classes.
+      UserError: A category id exceeds the model's class indices.
     """
     largest = max(category.id for category in categories)
     if largest >= num_classes:
         raise UserError(
-            f"the data set has category id {largest}, but the model only has classes 0 to {num_classes - 1}: "
+            f"the dataset has category id {largest}, but the model only has classes 0 to {num_classes - 1}: "
             f"set --config.model.num_classes={largest + 1} or more, or 0 for as many as are needed"
         )
 
 
 def needed_classes(categories: Sequence[Category]) -> int:
-    """Number of classes for a data set: 250 for COCO, as published, otherwise the largest id plus one."""
+    """Number of classes for a dataset: 250 for COCO, as published, otherwise the largest id plus one."""
     coco = {(category.id, category.name) for category in coco_panoptic()}
     if {(category.id, category.name) for category in categories} <= coco:
         return COCO_PANOPTIC
@@ -93,7 +97,7 @@ def needed_classes(categories: Sequence[Category]) -> int:
 
 
 def names_of(categories: Sequence[Category], shown: int = 5) -> str:
-    """Ids and names of the first categories, and the number of the others, for a message."""
+    """Ids and names of the first categories, and the number of the others, for error messages."""
     names = [f"{category.id} {category.name}" for category in categories[:shown]]
     more = [f"and {len(categories) - shown} more"] if len(categories) > shown else []
     return ", ".join([*names, *more])

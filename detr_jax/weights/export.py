@@ -10,16 +10,17 @@ from detr_jax.weights.tensor_files import write_state_dict
 
 
 def export(workdir: str | Path, file: str | Path, dtype: str = "float32") -> None:
-    """Writes the newest checkpoint of a run in the original layout, with its config and categories.
+    """Writes the newest checkpoint of a run in the original layout.
 
     Args:
       workdir: Directory of the run.
-      file: Path of the file: `.safetensors`, or `.pth`, which holds the tensors alone.
+      file: Path of the file: `.safetensors`, which also stores the config and the categories, or `.pth`,
+        which holds the tensors alone.
       dtype: Dtype of the tensors in the file: "float32", or "float16" for half the size.
 
     Raises:
       MissingFileError: The run has no checkpoint, config or categories.
-      MissingPackageError: A `.pth` file, and PyTorch is not installed.
+      MissingPackageError: `file` is a `.pth` file, and PyTorch is not installed.
     """
     state = {name: array.astype(dtype) for name, array in to_state_dict(load_params(workdir)).items()}
     stored = stored_with(workdir)

@@ -17,12 +17,13 @@ from detr_jax.weights.runs import latest_step, load_run
 def starting_model(config: ConfigDict, categories: Sequence[Category]) -> tuple[Detr, Params, str]:
     """The model that a run starts from.
 
-    The class head of `init_from` is kept if its classes are the data set's categories, and re-initialised
-    otherwise. Parameters that the checkpoint lacks are initialised, such as the mask head of a detector.
+    The class head of `init_from` is kept if it has a class for each category of the dataset and agrees with
+    `model.num_classes`, and re-initialised otherwise. Parameters that the checkpoint lacks, such as the mask
+    head of a detector, are initialised. The backbone of `init_from` has priority over `init_backbone_from`.
 
     Args:
       config: Config with `init_from`, `init_backbone_from`, `model`, `stage` and `seed`.
-      categories: Categories of the data set.
+      categories: Categories of the dataset.
 
     Returns:
       The model; its parameters, float32, on the host; and the reason if the class head was re-initialised,
@@ -30,7 +31,8 @@ def starting_model(config: ConfigDict, categories: Sequence[Category]) -> tuple[
 
     Raises:
       MissingFileError: There is no such checkpoint.
-      WeightsError: A checkpoint does not fit the model.
+      MissingPackageError: A checkpoint is a `.pth` file, and PyTorch is not installed.
+      WeightsError: A checkpoint cannot be read or does not fit the model.
       UserError: The model has too few classes, or a detector that stays frozen lacks categories.
     """
     num_classes, remark = config.model.num_classes, ""
@@ -65,7 +67,8 @@ def trained_model(config: ConfigDict, workdir: str | Path) -> tuple[Detr, Params
 
     Raises:
       MissingFileError: There is neither.
-      WeightsError: The checkpoint does not fit the model.
+      MissingPackageError: The checkpoint is a `.pth` file, and PyTorch is not installed.
+      WeightsError: The checkpoint cannot be read or does not fit the model.
     """
     if latest_step(workdir) is not None or not config.init_from:
         return *load_run(workdir, config.model), str(workdir)
@@ -84,7 +87,8 @@ def load_model(source: str, config: ConfigDict) -> tuple[Detr, Params]:
 
     Raises:
       MissingFileError: There is no such checkpoint.
-      WeightsError: The checkpoint is of a different model; the message names the tensors.
+      MissingPackageError: The checkpoint is a `.pth` file, and PyTorch is not installed.
+      WeightsError: The checkpoint cannot be read, or is of a different model; the message names the tensors.
     """
     if Path(source).is_dir():
         return load_run(source, config)
@@ -97,14 +101,14 @@ def _why_new_class_head(config: ConfigDict, unknown: list[Category]) -> str:
     """The reason for re-initialising the class head.
 
     Raises:
-      UserError: The stage trains only the mask head, so the class head would stay random.
+      UserError: The stage trains only the mask head, so the new class head would stay random.
     """
-    reason = f"{config.init_from} has another number of classes than model.num_classes"
+    reason = f"the number of classes of {config.init_from} differs from model.num_classes"
     if unknown:
-        reason = f"{config.init_from} has no classes for the data set's categories {names_of(unknown)}"
+        reason = f"{config.init_from} has no classes for the dataset's categories {names_of(unknown)}"
     if config.stage == "masks":
         raise UserError(
-            f"{reason}. The stage 'masks' trains only the mask head, so the detector could never name them. "
+            f"{reason}. The stage 'masks' trains the mask head alone, so a new class head would stay random. "
             "Train the detector first (configs/boxes.py) or together with the masks (configs/joint.py), each "
             "with this init_from"
         )

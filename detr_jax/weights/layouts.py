@@ -20,7 +20,7 @@ _BACKBONE = re.compile(r"(detr\.)?(backbone\.0\.body|model\.backbone)\.")
 
 
 class WeightsError(UserError):
-    """A checkpoint that does not fit the model, or is not a checkpoint of DETR."""
+    """A checkpoint that does not fit the model, or is not a DETR checkpoint."""
 
 
 def to_state_dict(params: Params, layout: str = "original") -> StateDict:
@@ -155,7 +155,9 @@ def is_panoptic(state: StateDict) -> bool:
 
 
 def model_options_of(state: StateDict) -> dict[str, Any]:
-    """The attributes of `Detr` that tensors determine: all but dilation, dropout, dtype and remat.
+    """The attributes of `Detr` that tensors determine.
+
+    These are all but dilation, dropout, dtype, remat and attention_gain.
 
     The number of heads follows from the mask head. Without one it is 8, as in all published models.
 

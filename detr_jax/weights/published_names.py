@@ -1,8 +1,8 @@
 """Names of parameters in published checkpoints.
 
 There are three layouts: "original" of https://github.com/facebookresearch/detr, and the two on the Hugging
-Face hub, which name the backbone as "timm" or as "transformers" does. Each is a table of regular expressions,
-applied in order, that rewrite the path of a parameter into its published name.
+Face hub, which name the backbone as in "timm" or as in "transformers". Each is a table of regular
+expressions, applied in order, that rewrite the path of a parameter into its published name.
 """
 
 import re
@@ -96,7 +96,7 @@ LAYOUTS = {
     "transformers": [*_TRANSFORMERS_BACKBONE, *_HUGGING_FACE],
 }
 
-# Order in which the original stacks the projections of an attention; rules name the part after "#".
+# Order in which the original stacks the projections of an attention layer; rules name the part after "#".
 _IN_PROJ = ("query", "key", "value")
 
 

@@ -104,6 +104,10 @@ def stored_with(source: str | Path) -> dict[str, str]:
 
     Returns:
       "config" and "categories" as JSON; empty if they were not stored.
+
+    Raises:
+      MissingFileError: There is no such checkpoint.
+      WeightsError: The file is not a checkpoint.
     """
     if not Path(source).is_dir():
         return tensor_files.read_metadata(source)

@@ -34,8 +34,8 @@ def read_state_dict(path: str | Path) -> StateDict:
 
     Raises:
       MissingFileError: There is no such checkpoint.
-      MissingPackageError: A `.pth` file, and PyTorch is not installed.
-      WeightsError: The file does not hold a state dict.
+      MissingPackageError: It is a `.pth` file, and PyTorch is not installed.
+      WeightsError: The file cannot be read, or does not hold a state dict.
     """
     file = locate(path)
     state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
@@ -75,10 +75,10 @@ def write_state_dict(state: StateDict, path: str | Path, metadata: Mapping[str, 
     Args:
       state: Tensors by name.
       path: Path of the file.
-      metadata: Strings to store beside the tensors of a `.safetensors` file.
+      metadata: Strings to store beside the tensors of a `.safetensors` file; other files do not store them.
 
     Raises:
-      MissingPackageError: A `.pth` file, and PyTorch is not installed.
+      MissingPackageError: The suffix is not `.safetensors`, and PyTorch is not installed.
     """
     if Path(path).suffix == ".safetensors":
         from safetensors.numpy import save_file
@@ -118,7 +118,7 @@ def _read_torch(file: Path) -> StateDict:
     torch = _import_torch(f"reading {file.name}")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    # An empty, a truncated, a foreign and an unsafe file each raise an error of their own.
+    # Empty, truncated, foreign and unsafe files raise different errors.
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise _unreadable(file, error) from error
     state = content.get("model", content) if isinstance(content, Mapping) else content

@@ -47,9 +47,9 @@ def test_finds_every_problem_not_only_the_first(coco_folder, drawn):
         "panoptic_val2017.json: image 100: a segment has missing or invalid category_id (integer), "
         "area (integer from 0) in {'id': 6}",
         "100.png (image 100): segment 0 is listed, but 0 marks void pixels",
-        f"panoptic_val2017.json: image 100: segment {first[0]['id']} is of category 99, which is not listed",
-        f"100.png (image 100): segment {first[0]['id']} has {first[0]['area'] - 1} pixels, listed with "
-        f"{first[0]['area']}",
+        f"panoptic_val2017.json: image 100: segment {first[0]['id']} has category 99, which is not listed",
+        f"100.png (image 100): segment {first[0]['id']} has {first[0]['area'] - 1} pixels, but is listed "
+        f"with {first[0]['area']}",
         "100.png (image 100): segment 5 is listed, but has no pixel",
         f"{drawn[1].file_name} (image 99): is 64 x 64, annotated as 63 x 64",
         f"99.png (image 99): {gone['area']} pixels have the id {gone['id']}, which is not listed",

@@ -31,7 +31,7 @@ def test_published_numbers_of_classes_stand_for_coco(unnamed):
 
 def test_rejects_categories_that_the_checkpoint_lacks(unnamed):
     class_agreement.check_categories(unnamed, 250, COCO)
-    with pytest.raises(UserError, match="has no classes for the data set's categories 0 nucleus, 7 plasma"):
+    with pytest.raises(UserError, match="has no classes for the dataset's categories 0 nucleus, 7 plasma"):
         class_agreement.check_categories(unnamed, 250, CELLS)
 
 
