@@ -69,7 +69,7 @@ FIELDS: dict[str, Field] = {
     "model.dtype": Field("float32", one_of("float32", "bfloat16"),
         "dtype of the computation; parameters and losses are float32"),
     "model.remat": Field(False, boolean, "whether training recomputes activations: less memory, more time"),
-    "model.pyramid": Field(True, boolean, "whether the mask head adds C2 to C4 of the backbone, as an FPN"),
+    "model.pyramid": Field(True, boolean, "whether the mask head adds the backbone's C2 to C4, as in an FPN"),
     "model.attention_gain": Field(1.0, positive,
         "factor on the mask head's initial weights for attention maps"),
 
