@@ -1,1 +1,1 @@
-"""Metrics, and the evaluation of a model on a data set."""
+"""Metrics, and the evaluation of a model on a dataset."""

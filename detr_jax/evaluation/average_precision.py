@@ -40,7 +40,7 @@ class CocoDetection:
         """Starts without images.
 
         Args:
-          categories: Categories of the data set.
+          categories: Categories of the dataset.
           kind: Whether IoU is that of boxes ("bbox") or masks ("segm").
           things_only: Whether only things are evaluated, as in COCO's detection task.
         """
@@ -72,9 +72,9 @@ class CocoDetection:
         """
         image_id = ground_truth.image_id
         if image_id in self._sizes:
-            raise ValueError(f"Image {image_id} was added twice.")
+            raise ValueError(f"image {image_id} was added twice")
         if self.kind == "segm" and masks is None:
-            raise ValueError('Evaluating masks (kind="segm") needs the masks of the detections.')
+            raise ValueError('evaluating masks (kind="segm") needs the masks of the detections')
         self._sizes[image_id] = ground_truth.orig_size
         self._annotations += self._annotations_of(ground_truth)
         sides = coco_bbox(boxes.astype(np.float64))
@@ -93,7 +93,7 @@ class CocoDetection:
             self._detections.append(entry)
 
     def merge(self, other: "CocoDetection") -> None:
-        """Adds the images of another process."""
+        """Adds the images of another instance, such as that of another process."""
         self._sizes |= other._sizes
         self._annotations += other._annotations
         self._detections += other._detections
@@ -131,7 +131,7 @@ class CocoDetection:
         return entries
 
     def _coco(self, entries: list[dict[str, Any]]) -> COCO:
-        """The input of COCOeval. Ids start at 1, because COCOeval takes annotation 0 for unmatched."""
+        """The input of COCOeval. Ids start at 1, because COCOeval treats annotation id 0 as unmatched."""
         coco = COCO()
         coco.dataset = {
             "images": [{"id": key, "height": size[0], "width": size[1]} for key, size in self._sizes.items()],

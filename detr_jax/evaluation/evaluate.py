@@ -1,4 +1,4 @@
-"""Evaluates a model on a data set. Predictions are added to the metrics batch by batch and not kept."""
+"""Evaluates a model on a dataset, batch by batch. Predicted segment maps are not kept in memory."""
 
 import itertools
 import json
@@ -36,11 +36,12 @@ OnImage = Callable[[Example, DeviceSegmentation], None]
 
 
 def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Evaluates a run's newest checkpoint, or else `config.init_from`, and prints a table (`--mode=eval`).
+    """Evaluates a run's newest checkpoint, or else `config.init_from`, and logs the scores (`--mode=eval`).
 
     Args:
       config: Whole config, see `default_config`.
-      workdir: Directory of the run. Gets evaluation.json, metrics and pictures/.
+      workdir: Directory of the run. Receives evaluation.json, metrics.jsonl, TensorBoard events, curves.png
+        and pictures/.
 
     Returns:
       The result of `evaluate_model`.
@@ -83,11 +84,14 @@ def evaluate_model(
       source: Evaluation data.
       reporter: Writes the scores.
       step: Number of updates of the parameters so far.
-      last: Whether this is the last evaluation of the run, which also prints the table of all categories,
-        and writes evaluation.json and pictures/.
+      last: Whether this is the last evaluation of the run, which also writes evaluation.json and, for
+        panoptic quality, logs the table of all categories and writes pictures/.
 
     Returns:
       The result of `PanopticQuality.result` or `CocoDetection.result`.
+
+    Raises:
+      UserError: `eval.backend` cannot be used.
     """
     segmenter = Segmenter.from_config(config, model, params, source.categories)
     batches = eval_data(source, config)
@@ -117,7 +121,7 @@ def evaluate_panoptic(
     backend: str,
     on_image: OnImage | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Panoptic quality of a model on a data set.
+    """Panoptic quality of a model on a dataset.
 
     Args:
       segmenter: Model to evaluate.
@@ -151,7 +155,7 @@ def evaluate_panoptic(
 
 
 def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, float]:
-    """Box AP of a model on a data set, by pycocotools.
+    """Box AP of a model on a dataset, by pycocotools.
 
     Args:
       segmenter: Model to evaluate.
@@ -177,7 +181,7 @@ def make_quality(categories: tuple[Category, ...], backend: str) -> PanopticQual
 
     Args:
       categories: Categories to evaluate.
-      backend: "stream", this project's, or "panopticapi", the official one, whose results are equal.
+      backend: "stream" for this project's code, "panopticapi" for the official one; their results are equal.
 
     Raises:
       UserError: The backend is unknown, or there are several processes, which "panopticapi" does not support.
@@ -188,7 +192,8 @@ def make_quality(categories: tuple[Category, ...], backend: str) -> PanopticQual
     if backend == "panopticapi":
         if jax.process_count() > 1:
             raise UserError(
-                "eval.backend 'panopticapi' supports a single process: use 'stream', whose results are equal"
+                "eval.backend 'panopticapi' supports only a single process: set eval.backend='stream', "
+                "which gives the same results"
             )
         return OfficialPanopticQuality(categories)
     raise UserError(f"eval.backend is {backend!r}: must be 'stream' or 'panopticapi'")

@@ -5,10 +5,10 @@ r"""Panoptic quality (Kirillov et al., "Panoptic Segmentation", https://arxiv.or
   SQ = \frac{\sum_{(p, g) \in TP} IoU(p, g)}{|TP|}
 
 per category, where a predicted and a true segment of the category match (TP) if their IoU exceeds 0.5; FP and
-FN are the predicted and true segments without match.
+FN are the predicted and true segments without a match.
 
-`PanopticQuality` counts in memory, image by image. `OfficialPanopticQuality` has the same methods, but writes
-the maps to a temporary directory and runs the official code on them, with the same results.
+`PanopticQuality` counts in memory, image by image. `OfficialPanopticQuality` also has `update`, `result` and
+`table`, but writes the maps to a temporary directory and runs the official code on them, with equal results.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ class PanopticQuality:
     Attributes:
       categories: Categories in the order of the table.
       counts: Summed IoU of the matches, and numbers of true positives, false positives and false negatives
-        of each category. Those of a data set are the sum of those of its parts.
+        of each category. The counts of a dataset are the sum of those of its parts.
     """
 
     categories: tuple[Category, ...]
@@ -63,14 +63,14 @@ class PanopticQuality:
         """
         if ground_truth.segment_map.shape != prediction.segment_map.shape:
             raise ValueError(
-                f"Image {image_id}: the prediction is {prediction.segment_map.shape}, "
-                f"the ground truth {ground_truth.segment_map.shape}."
+                f"image {image_id}: the prediction is {prediction.segment_map.shape}, "
+                f"but the ground truth is {ground_truth.segment_map.shape}"
             )
         overlaps = _overlaps(ground_truth, prediction)
         if overlaps[:, -1].any():
             listed = [0] + [info["id"] for info in prediction.segments_info]
             unlisted = np.setdiff1d(prediction.segment_map, listed)
-            raise ValueError(f"Image {image_id}: segment {unlisted[0]} has pixels but is not listed.")
+            raise ValueError(f"image {image_id}: segment {unlisted[0]} has pixels but is not listed")
         self.add(overlaps, ground_truth.segments_info, prediction.segments_info, image_id)
 
     def add(
@@ -96,7 +96,7 @@ class PanopticQuality:
         overlaps = overlaps[:, : len(predicted_segments) + 1].astype(np.int64)
         for info, area in zip(predicted_segments, overlaps.sum(0)[1:], strict=True):
             if area == 0:
-                raise ValueError(f"Image {image_id}: segment {info['id']} is listed but has no pixels.")
+                raise ValueError(f"image {image_id}: segment {info['id']} is listed but has no pixels")
         self._count(
             overlaps,
             true_class=self._classes(true_segments, image_id),
@@ -109,9 +109,9 @@ class PanopticQuality:
         """Panoptic quality of all images so far.
 
         Returns:
-          "All", "Things" and "Stuff": `pq`, `sq` and `rq`, averaged over the `n` categories that occur in the
-          images or the predictions (zeros without any); and "per_class": by category id, `pq`, `sq`, `rq`,
-          `iou`, `tp`, `fp` and `fn`.
+          "All", "Things" and "Stuff": `pq`, `sq` and `rq` in [0, 1], averaged over the `n` categories that
+          occur in the ground truth or the predictions (0 if there are none); and "per_class": `pq`, `sq`,
+          `rq`, `iou`, `tp`, `fp` and `fn` by category id.
         """
         per_class = {
             category.id: _class_result(*counts)
@@ -136,8 +136,8 @@ class PanopticQuality:
         for info in segments:
             if info["category_id"] not in self._index:
                 raise ValueError(
-                    f"Image {image_id}: segment {info['id']} is of class {info['category_id']}, "
-                    "which is not among the categories."
+                    f"image {image_id}: segment {info['id']} has class {info['category_id']}, "
+                    "which is not among the categories"
                 )
         return np.array([self._index[info["category_id"]] for info in segments], np.int64)
 
@@ -212,10 +212,10 @@ class OfficialPanopticQuality:
             self._annotations[kind].append({**annotation, "segments_info": infos})
 
     def result(self) -> dict[str, Any]:
-        """The result of the official code: as of `PanopticQuality`, without the counts per class.
+        """The result of the official code, like `PanopticQuality.result` without the counts per class.
 
         Raises:
-          UserError: The official code failed, as it does if there are no things or no stuff.
+          UserError: The official code failed, as it does if no things or no stuff occur.
         """
         folder = Path(self._folder.name)
         categories = [{**entry._asdict(), "isthing": int(entry.isthing)} for entry in self.categories]
@@ -233,7 +233,7 @@ class OfficialPanopticQuality:
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if run.returncode:
             raise UserError(
-                "panopticapi failed, as it does without things or without stuff: set eval.backend='stream'\n"
+                "panopticapi failed, as it does if no things or no stuff occur: set eval.backend='stream'\n"
                 f"{run.stderr.strip()}"
             )
         result = json.loads((folder / "result.json").read_text())

@@ -14,7 +14,7 @@ class Detections(NamedTuple):
 
     Attributes:
       boxes: Corners x0, y0, x1, y1 in pixels.
-      scores: Probability of the label.
+      scores: Probability of the class in `labels`.
       labels: Most likely class other than "no object", a category id.
     """
 

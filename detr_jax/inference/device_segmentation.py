@@ -39,7 +39,7 @@ class DeviceSegmentation:
     categories: tuple[Category, ...]
 
     def fetch(self) -> PanopticSegmentation:
-        """Copies the segmentation to the host, at the original size."""
+        """Copies the segmentation to the host and resizes it to the original size."""
         canvas = np.asarray(self.canvas)[self.index]
         segment_map = canvas[self.rows[:, None], self.columns].astype(np.int32)
         return PanopticSegmentation(segment_map, self.segments_info, self.categories)
@@ -62,7 +62,7 @@ class DeviceSegmentation:
         """
         shape = len(self.rows), len(self.columns)
         if segment_map.shape != shape:
-            raise ValueError(f"the maps differ in size: {segment_map.shape}, and predicted {shape}")
+            raise ValueError(f"maps differ in size: got {segment_map.shape}, expected {shape}")
         height, width = (ceil_div(length, CANVAS_STEP) * CANVAS_STEP for length in shape)
         rows, columns = (
             ceil_div(segments + 1, SEGMENTS_STEP) * SEGMENTS_STEP

@@ -72,7 +72,7 @@ def surviving_queries(
     threshold: float,
     categories: Sequence[Category] | None = None,
 ) -> Survivors:
-    """Queries whose most likely class other than "no object" exceeds a probability.
+    """Queries whose most likely class other than "no object" has a probability above `threshold`.
 
     The original also requires that class to be more likely than "no object". This differs only for thresholds
     below 0.5.
@@ -125,13 +125,13 @@ def fuse(
     """Fuses the masks of a batch into one panoptic segmentation per image.
 
     Neither padded pairs nor padded pixels change a result. The computation runs on the device of the mask
-    logits, and each shape of them is compiled once per device.
+    logits, and is compiled once per device and shape of the mask logits.
 
     Args:
       survivors: Surviving queries of each image.
       mask_logits: Mask logits at a quarter of the processed size, rounded up: one per surviving query, image
         by image, followed by any number of padded pairs.
-      processed_sizes: Valid height and width of each image as the model saw it, in pixels.
+      processed_sizes: Valid height and width of each image at the model's input, in pixels.
       orig_sizes: Height and width of each returned map, in pixels.
       categories: Categories of the model's classes. Things keep one segment per query, stuff is merged.
       rules: Thresholds of the fusion.
@@ -188,7 +188,7 @@ def _check_pairs(pairs: _Pairs, mask_count: int, isthing: dict[int, bool]) -> No
     unknown = sorted(set(pairs.classes.tolist()) - isthing.keys())
     if unknown:
         raise ValueError(
-            f"a surviving query is of class {unknown[0]}, which is none of the {len(isthing)} categories; "
+            f"a surviving query has class {unknown[0]}, which is none of the {len(isthing)} categories; "
             "surviving_queries drops such queries if given the categories"
         )
 

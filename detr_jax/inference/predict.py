@@ -1,4 +1,4 @@
-"""Segments the images of folders and writes the results as files."""
+"""Segments image files and writes the results to a folder."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -52,8 +52,8 @@ def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Pat
     """
     if not predictor.has_masks:
         raise UserError(
-            "these weights have no mask head, which panoptic predictions need; "
-            "in Python, Predictor.detect returns their boxes"
+            "these weights have no mask head, so they cannot predict panoptic segmentations; "
+            "in Python, Predictor.detect returns boxes"
         )
     folder = Path(folder)
     (folder / "overlays").mkdir(parents=True, exist_ok=True)

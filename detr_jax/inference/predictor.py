@@ -33,7 +33,8 @@ class RawOutputs(NamedTuple):
     Attributes:
       pred_logits: Class scores before the softmax; the last class is "no object".
       pred_boxes: cx, cy, w, h relative to the image.
-      pred_masks: Mask logits at a quarter of the resolution, rounded up; None without a mask head.
+      pred_masks: Mask logits at a quarter of the size of the model's input, rounded up and without padding;
+        None without a mask head.
     """
 
     pred_logits: Float32[np.ndarray, "queries classes"]
@@ -91,8 +92,8 @@ class Predictor:
           source: Path of a `.pth` or `.safetensors` file; name of a repository on the Hugging Face hub
             ("facebook/detr-resnet-50-panoptic"); name of a checkpoint in this package ("shapes-panoptic"); or
             directory of a run.
-          dilation: Whether a published checkpoint is a DC5 model, which its tensors do not reveal; by default
-            if its name contains "dc5".
+          dilation: Whether a published checkpoint is a DC5 model, which its tensors do not reveal. By default
+            True if its name contains "dc5". Ignored if the checkpoint has a stored config.
           categories: Categories of the checkpoint's classes; by default those stored with it, or COCO's.
           threshold: Class probability above which a query becomes a segment; 0.85 by default.
           merge_stuff: "first" (default) or "always", see `FusionRules`.
@@ -101,6 +102,7 @@ class Predictor:
 
         Raises:
           MissingFileError: There is no such file, repository or run.
+          MissingPackageError: The file is a `.pth` file, and PyTorch is not installed.
           WeightsError: A tensor is missing, has the wrong shape, or is not part of the model.
           UserError: A setting is out of range.
         """
@@ -141,7 +143,7 @@ class Predictor:
         return segmentation.fetch()
 
     def detect(self, image: ImageLike, threshold: float = 0.7) -> list[dict[str, Any]]:
-        """Boxes in an image, of things and of the stuff classes that the model has.
+        """Detects the things in an image, and the stuff if the model has stuff classes, as boxes.
 
         Args:
           image: Path, PIL image, or RGB array, uint8 (height, width, 3).
@@ -172,7 +174,7 @@ class Predictor:
         ]
 
     def raw(self, image: ImageLike, resize: bool = True, pad_to: tuple[int, int] | None = None) -> RawOutputs:
-        """Class logits, boxes and mask logits of all queries, see `raw_batch`."""
+        """Class logits, boxes and mask logits of all queries for one image; see `raw_batch`."""
         return self.raw_batch([image], resize, pad_to)[0]
 
     def raw_batch(
@@ -185,6 +187,9 @@ class Predictor:
           resize: Whether to resize the images to the evaluation size of the config.
           pad_to: Height and width of the batch, in pixels, which do not affect the results. By default the
             largest height and width of the images; if they are resized, a static shape that holds both.
+
+        Returns:
+          Outputs of each image, in order.
 
         Raises:
           MissingFileError: There is no such file.

@@ -1,6 +1,6 @@
-"""ResNet with frozen batch norm or group norm, returning the feature maps of all stages.
+"""ResNet with frozen batch norm or group norm, which returns the feature maps of all stages.
 
-ResNet: https://arxiv.org/abs/1512.03385 (original: models/backbone.py and torchvision's ResNet)
+ResNet: https://arxiv.org/abs/1512.03385 (original: models/backbone.py and torchvision's ResNet).
 """
 
 import functools
@@ -212,7 +212,7 @@ class Backbone(nn.Module):
         return tuple(pyramid)
 
     def stride_and_dilation(self, stage: int, index: int) -> tuple[int, int]:
-        """Returns stride and dilation of block `index` of a stage; both count from 0."""
+        """Returns the stride and dilation of block `index` of a stage; `index` and `stage` count from 0."""
         if self.dilation and stage == 3:
             # As in torchvision, the first block of the dilated stage is not dilated.
             return 1, 1 if index == 0 else 2

@@ -26,12 +26,12 @@ from detr_jax.ops.padding import ceil_div, valid_mask, zero_outside
 
 Params = dict[str, Any]
 
-# Mean and standard deviation of ImageNet, RGB in [0, 1]. All published backbones were trained with them.
+# Mean and standard deviation of ImageNet, RGB in [0, 1]. The published backbones were trained with them.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-PUBLISHED_CLASSES = 250  # of the published panoptic models, without "no object"
-PAIRS_PER_ROUND = 16  # of the mask head
+PUBLISHED_CLASSES = 250  # classes of the published panoptic models, without "no object"
+PAIRS_PER_ROUND = 16  # pairs that the mask head processes at a time
 
 
 class Outputs(NamedTuple):
@@ -92,7 +92,7 @@ class Detr(nn.Module):
       resnet_depth: Depth of the backbone: 18, 34, 50 or 101.
       resnet_width: Number of channels of the backbone's stem.
       norm: Norm of the backbone: "frozen_batch" or "group".
-      dilation: Whether the stride is 16 instead of 32 (DC5).
+      dilation: Whether the stride of C5 is 16 instead of 32 (DC5).
       position: Position encoding: "sine" or "learned".
       hidden_dim: Number of features of the transformer.
       num_heads: Number of heads of each attention.
@@ -196,7 +196,7 @@ def detect(
     size: Int[Array, "batch 2"],
     dropout_key: Array | None = None,
 ) -> Outputs:
-    """Applies `Detr.__call__` to parameters.
+    """Applies `Detr.__call__` with given parameters.
 
     Args:
       model: Model.
@@ -219,8 +219,8 @@ def predict_masks(
 ) -> Any:
     """Applies the mask head to (image, query) pairs, `PAIRS_PER_ROUND` at a time.
 
-    Gradients recompute each round, so memory hardly grows with the number of pairs. A round is also small
-    enough for the cache of a CPU.
+    If there are several rounds, gradients recompute each of them, so memory hardly grows with the number of
+    pairs. A round also fits the cache of a CPU better than all pairs would.
 
     Args:
       model: Model.
@@ -257,7 +257,7 @@ def build_model(config: ConfigDict) -> Detr:
 
     Args:
       config: The `model` section of a config. Its fields are the attributes of `Detr`, and `masks`, which the
-        model itself does not need. If `num_classes` is 0, the model has 250 classes as the published ones.
+        model itself does not need. If `num_classes` is 0, the model has 250 classes, like the published ones.
     """
     options = {name: value for name, value in config.items() if name != "masks"}
     options["num_classes"] = config.num_classes or PUBLISHED_CLASSES
@@ -277,7 +277,7 @@ def init_params(model: Detr, key: Array, masks: bool = True) -> Params:
 
 
 def param_shapes(model: Detr, masks: bool = True) -> dict[str, Any]:
-    """Returns shapes and dtypes of the result of `init_params` without computing it."""
+    """Returns the shapes and dtypes of the result of `init_params` without computing it."""
     return jax.eval_shape(functools.partial(_init, model, masks), jax.random.key(0))
 
 

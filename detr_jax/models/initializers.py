@@ -21,7 +21,7 @@ linear = variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 # ResNet in torchvision: kaiming_normal_(mode="fan_out", nonlinearity="relu")
 resnet = variance_scaling(2.0, "fan_out", "normal")
 
-# PyTorch's default for torch.nn.Embedding, used for the object queries
+# PyTorch's default for torch.nn.Embedding, used for the object queries (and one bias, see DecoderLayer)
 embedding = normal(1.0)
 
 # torch.nn.init.uniform_, used for learned position encodings

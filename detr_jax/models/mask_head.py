@@ -1,11 +1,11 @@
 """FPN-style mask head on attention maps, for a list of (image, query) pairs.
 
-The original (MHAttentionMap and MaskHeadSmallConv in models/segmentation.py) predicts a mask for all queries
-of all images. Pairs do not depend on each other, so here any list of pairs gives the same masks.
+The original (MHAttentionMap and MaskHeadSmallConv in models/segmentation.py) predicts masks for all queries
+of all images. Pairs do not depend on each other, so the masks of any list of pairs are the same as there.
 
-Convolutions are linear. Wherever the input of one is made of a part that depends on the image alone and a
-part that depends on the pair, the two are convolved separately and then added: `MaskHead.image_terms` runs
-once per image, `MaskHead.pair_masks` once per pair.
+Convolutions are linear. Where their input combines a part that depends on the image alone with a part that
+depends on the pair, the two are convolved separately and then added: `MaskHead.image_terms` runs once per
+image, `MaskHead.pair_masks` once per pair.
 
 DETR: https://arxiv.org/abs/2005.12872
 """
@@ -50,7 +50,7 @@ class Features(NamedTuple):
 
 
 class ImageTerms(NamedTuple):
-    """What the mask head computes once per image.
+    """Terms that the mask head computes once per image.
 
     Attributes:
       query: Scaled query projections of the attention map.
@@ -115,7 +115,7 @@ class AttentionMap(nn.Module):
 
 
 class Conv3x3Params(nn.Module):
-    """Parameters of a 3x3 convolution, which the mask head applies in several ways.
+    """Parameters of a 3x3 convolution, which the mask head applies in several forms.
 
     Attributes:
       channels: Number of input channels.
@@ -143,8 +143,8 @@ class Conv3x3Params(nn.Module):
 class MaskHead(nn.Module):
     """Predicts masks from attention maps and the backbone levels C4, C3 and C2.
 
-    Two convolutions at the resolution of the memory are followed by one for each level. Each doubles the
-    resolution and adds the level; with DC5 the memory already has the resolution of C4.
+    Two convolutions at the resolution of the memory are followed by one per level, which doubles the
+    resolution and adds the level. With DC5, the memory already has the resolution of C4.
 
     Attributes:
       hidden_dim: Number of features of queries and memory; must be a multiple of 128.
@@ -152,8 +152,8 @@ class MaskHead(nn.Module):
       stride: Image pixels per memory pixel, 32 or 16 (DC5).
       dtype: Dtype of the convolutions; norms are computed in float32.
       pyramid: Whether the backbone levels are added.
-      attention_gain: Factor of the initial weights for attention maps in the first convolution. The original
-        has 1. An attention map sums to 1, so its entries are tiny beside the projected features.
+      attention_gain: Factor of the initial weights for attention maps in the first convolution; 1 in the
+        original. The maps of a query sum to 1, so their entries are tiny beside the projected features.
     """
 
     hidden_dim: int
@@ -256,7 +256,7 @@ class MaskHead(nn.Module):
         if LEVEL_STRIDES[level] != self.stride:
             corners = self.upsample_and_add(x, term, image, size, level)
             return from_corner_layout(corners, term.shape[1:3])
-        # DC5: The memory already has the resolution of C4.
+        # DC5: the memory already has the resolution of C4.
         kernel, _ = self.level_convs[level]()
         mask = valid_mask(size, term.shape[1:3], self.stride)
         x = term[image] + convolve_windows(x, kernel, (1, 1))
@@ -270,14 +270,14 @@ class MaskHead(nn.Module):
         size: Int[Array, "pairs 2"],
         level: int,
     ) -> Float[Array, "pairs height+1 width+1 2 2 features"]:
-        """Does the same as `add_level` after nearest upsampling, in corner layout (see `ops.upsampled`)."""
+        """Same as `add_level` after nearest upsampling by 2; returns corner layout (see `ops.upsampled`)."""
         stride, coarse_shape = LEVEL_STRIDES[level], x.shape[1:3]
         kernel, _ = self.level_convs[level]()
         mask = valid_mask(size, term.shape[1:3], stride)
         mask = to_corner_layout(mask[..., None], coarse_shape)
         x = convolve_upsampled(x, kernel, ceil_div(size, stride))
         x = to_corner_layout(term, coarse_shape)[image] + x
-        # Group norm does not depend on the order of the pixels, so the four of a corner may lie side by side.
+        # Group norm does not depend on the order of the pixels, so the four of a corner may be side by side.
         flat_x = x.reshape(*x.shape[:2], -1, x.shape[-1])  # (pairs, height + 1, 4 * (width + 1), features)
         flat_mask = mask.reshape(flat_x.shape[:3])
         normalized = relu_inside(self.level_norms[level](flat_x, flat_mask), flat_mask)

@@ -117,7 +117,7 @@ class TransformerLayer(nn.Module):
         return norm((x + update).astype(jnp.float32)).astype(self.dtype)
 
     def feedforward(self, x: Tokens, deterministic: bool) -> Tokens:
-        """Applies linear layer, ReLU, dropout and linear layer."""
+        """Applies a linear layer, ReLU, dropout and a second linear layer."""
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=initializers.xavier_uniform)
         hidden = relu(dense(self.feedforward_dim, name="linear1")(x))
         hidden = Dropout(self.dropout)(hidden, deterministic)
@@ -152,8 +152,8 @@ class DecoderLayer(TransformerLayer):
 
     Attributes:
       is_first: Whether this is the first layer, whose content is zero. The layer norm after its
-        self-attention then normalises nothing but the output bias. Initialised to zero, this bias would
-        multiply its gradient by hundreds, so the first layer initialises it randomly.
+        self-attention then normalises nothing but the output bias. At a bias of zero it would multiply
+        gradients by 1 / sqrt(epsilon), about 300, so the first layer initialises the bias randomly.
     """
 
     is_first: bool

@@ -1,7 +1,7 @@
 """Elementwise functions whose gradients need little memory.
 
-JAX's own gradients keep masks as large as the input. They also keep arrays of zeros, which are written to
-memory if a gradient crosses from one compiled program to another.
+JAX's own gradients store masks as large as the input. They also store arrays of zeros, which are written to
+memory if the vjp crosses from one compiled program to another.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 @jax.custom_vjp
 def relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Returns max(x, 0). The gradient reads only the result, which the next layer keeps anyway."""
+    """Returns max(x, 0). The gradient reads only the result, which the next layer stores anyway."""
     return jnp.maximum(x, 0)
 
 

@@ -1,4 +1,4 @@
-"""Bilinear resizing on the device of padded maps whose valid sizes are known only at run time."""
+"""Bilinear resizing of padded maps on the device, with valid sizes that are known only at run time."""
 
 import jax
 import jax.numpy as jnp
@@ -37,15 +37,15 @@ def resize_bilinear(
 ) -> Float[Array, "maps height width"]:
     """Resizes the valid part of each map and pads the result with zeros to a static shape.
 
-    Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` on the valid part.
-    Computed as two matrix products, since gathers are slow on accelerators.
+    Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)` on the valid part. It is
+    computed in float32 as two matrix products, since gathers are slow on accelerators.
 
     Args:
       maps: Padded maps. Values outside `from_size` must be finite and do not affect the result.
       from_size: Valid height and width of each map.
       to_size: Height and width of each resized map.
       shape: Padded height and width of the resized maps.
-      pixel_stride: Compute only every `pixel_stride`-th row and column, those that `subsample` selects.
+      pixel_stride: Stride of the rows and columns to compute, which are those that `subsample` selects.
     """
     rows = bilinear_weights(from_size[:, 0], to_size[:, 0], maps.shape[1], shape[0])
     columns = bilinear_weights(from_size[:, 1], to_size[:, 1], maps.shape[2], shape[1])

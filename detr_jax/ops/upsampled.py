@@ -2,9 +2,9 @@
 
 Nearest upsampling repeats every pixel four times, so each position of a 3x3 kernel on the upsampled (fine)
 map sees at most 2x2 different pixels of the original (coarse) map. Four 2x2 kernels on the coarse map, whose
-weights are sums of the 3x3 weights, therefore give the same result. They need 2.25 times fewer products, in
-matrices four times as wide, and the upsampled map is never stored. On a CPU this is 3 times as fast (2 times
-with gradients, `benchmarks/speed/convolutions.py`).
+weights are sums of the 3x3 weights, therefore give the same result. They need 4/9 of the multiplications, in
+matrices four times as wide, and the upsampled map is never stored. On a CPU this is 3.1 times as fast (1.9
+times with gradients, `benchmarks/speed/convolutions.py`).
 
 Windows of 2x2 pixels are centered on the corners between pixels. Corner (i, j) lies between rows i - 1 and i
 and columns j - 1 and j of the coarse map, and between rows 2i - 1 and 2i and columns 2j - 1 and 2j of the
@@ -107,8 +107,7 @@ def convolve_corners(
 ) -> Float[Array, "batch height width 2 2 features"]:
     """3x3 convolution of a fine map to few features; input and output are in corner layout.
 
-    Multiplies first and shifts the products afterwards, because with few features they are the smaller
-    arrays.
+    Multiplies first and shifts the products, because with few features they are smaller than the input.
     """
     batch, height, width, _, _, channels = x.shape
     features = kernel.shape[3]

@@ -1,4 +1,4 @@
-"""Saves and restores a run with Orbax: parameters, optimizer state, position in the data."""
+"""Saves and restores a run with Orbax: parameters, optimizer state and position in the data."""
 
 import json
 import math
@@ -89,7 +89,7 @@ class Checkpoints:
 
 
 class BestCheckpoint:
-    """The checkpoint with the best evaluation, in `best/`, which is itself the working directory of a run."""
+    """The checkpoint with the best evaluation, in `best/`, which can itself serve as a working directory."""
 
     def __init__(self, workdir: str | Path, step: int):
         """Reads the score of the best checkpoint so far.
@@ -99,7 +99,7 @@ class BestCheckpoint:
           step: Step of its newest checkpoint; 0 without one.
 
         Raises:
-          UserError: `best/` holds a later step, so it is of another run.
+          UserError: `best/` holds a later step, so it belongs to another run.
         """
         self._workdir, self._folder = Path(workdir), Path(workdir) / "best"
         best_step = latest_step(self._folder) or 0

@@ -31,8 +31,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
     Args:
       config: Whole config, see `default_config`.
-      workdir: Directory of the run. Gets config.json, categories.json, checkpoints/, best/, metrics.jsonl,
-        TensorBoard events, curves.png, pictures/ and evaluation.json.
+      workdir: Directory of the run. Receives config.json, categories.json, checkpoints/, best/,
+        metrics.jsonl, TensorBoard events, curves.png, pictures/, evaluation.json and, if traced, profile/.
 
     Returns:
       The result of the last evaluation; empty if SIGTERM stopped the run before the first.
@@ -111,11 +111,11 @@ class StepPlan:
 
 
 class _Run:
-    """All that a run consists of: data, model, state, checkpoints and reports.
+    """Everything that a run consists of: data, model, state, checkpoints and reports.
 
     Attributes:
       config: Whole config.
-      plan: Number of steps, and what happens after which.
+      plan: Number of steps, and the steps after which the run logs, saves and evaluates.
       source: Training data.
       batches: Iterator over the training data.
       state: Current state, on the devices.
@@ -180,7 +180,7 @@ class _Run:
 
 
 def _initial_model(config: ConfigDict, workdir: str | Path, source: Source, step: int) -> tuple[Detr, Params]:
-    """The model and its parameters: those of the newest checkpoint, or for step 0 those to start from."""
+    """The model and its parameters, from the newest checkpoint or, at step 0, initialised by the config."""
     if step:
         log(f"resuming from step {step}")
         return load_run(workdir, config.model)
@@ -199,7 +199,7 @@ def _finite(step: int, metrics: dict[str, Array]) -> dict[str, float]:
     values = {name: float(value) for name, value in parallel.unreplicate(metrics).items()}
     if not math.isfinite(values["loss"]):
         raise DivergedError(
-            f"the loss is {values['loss']} at step {step}: training has diverged, lower optim.learning_rate"
+            f"the loss is {values['loss']} at step {step}: training has diverged; lower optim.learning_rate"
         )
     return values
 

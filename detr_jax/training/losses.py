@@ -27,7 +27,7 @@ PerLayer = Float[Array, " layers"]
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """The lambdas of Eqs. 4, 8 and 14, named like the fields of the config's `loss` section.
+    """The lambdas of Eqs. 4, 8 and 14, named after the fields of the config's `loss` section.
 
     Attributes:
       cls: Weight of the class losses.
@@ -99,9 +99,9 @@ def class_losses(
       L_{count} = |\hat N - N|
 
     where :math:`c_q` is the class of the target assigned to query q, or "no object", whose weight
-    :math:`w` is `no_object` and not 1; N is the number of targets of an image, and :math:`\hat N` the number
-    of its queries whose most likely class is not "no object". Differing from Eq. 7, the cross entropy is a
-    weighted mean, as in the original code.
+    :math:`w` is `no_object` instead of 1; sums run over the queries of all images. N is the number of targets
+    of an image, and :math:`\hat N` the number of its queries whose most likely class is not "no object".
+    Unlike Eq. 7, the cross entropy is a weighted mean, as in the original code.
 
     Args:
       logits: Class logits; the last class is "no object".
@@ -112,7 +112,7 @@ def class_losses(
 
     Returns:
       loss_ce; cardinality_error, the counting term as a mean over images, without gradient; class_error, the
-      percentage of assigned queries whose most likely class is wrong, which is no part of the loss.
+      percentage of assigned queries whose most likely class is wrong, which is not part of the total loss.
     """
     layers, images, queries, classes = logits.shape
     query = jnp.where(assignment >= 0, assignment, queries)  # one past the end: dropped below
@@ -149,8 +149,8 @@ def box_losses(
       L_{bbox} = \frac{1}{N} \sum_i \|b_i - \hat b_i\|_1, \qquad
       L_{giou} = \frac{1}{N} \sum_i \left(1 - GIoU(b_i, \hat b_i)\right)
 
-    over the targets i that have a query, whose predicted box is :math:`\hat b_i`; N is the number of all
-    targets. For the generalized IoU, see `boxes.generalized_iou`.
+    over the targets i that have a query, whose predicted box is :math:`\hat b_i`; N counts all targets. For
+    the generalized IoU, see `boxes.generalized_iou`.
 
     Args:
       predicted: Boxes of the queries as (cx, cy, w, h), relative to the image size.

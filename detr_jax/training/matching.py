@@ -19,7 +19,7 @@ from detr_jax.ops import boxes
 
 
 class MatchingWeights(NamedTuple):
-    """Weights of the terms of Eq. 6, named like the fields of the config's `matching` section.
+    """Weights of the terms of Eq. 6, named after the fields of the config's `matching` section.
 
     Attributes:
       cls: Weight of the class probability.
@@ -107,9 +107,9 @@ def assign_on_device(
 ) -> Int32[Array, "layers batch targets"]:
     """The assignment of least total cost (Eq. 5), by optax within a compiled program.
 
-    Equals `assign_on_host` where there are at least as many queries as targets, padding included. Padded
-    targets cost zero everywhere, so they are assigned queries that no other target needs, and are then
-    dropped.
+    Equals `assign_on_host` if there are at least as many queries as targets, padding included; it must not
+    be used otherwise. Padded targets cost zero everywhere, so they are assigned queries that no other target
+    needs, and are then dropped.
 
     Args:
       cost: Matching costs, see `matching_cost`.

@@ -65,7 +65,9 @@ def merge_params(*parts: Mapping[str, Any]) -> Params:
 
 
 def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
-    """Clips the global norm of the gradients, then applies AdamW with a learning rate for the backbone.
+    """Clips the global norm of the gradients, then applies AdamW with two learning rates.
+
+    The backbone has the learning rate `learning_rate_backbone`, all other parameters `learning_rate`.
 
     Args:
       config: The `optim` section of a config.
@@ -110,7 +112,7 @@ def make_schedule(config: ConfigDict, total_steps: int) -> Callable[[Any], Float
     elif config.schedule == "constant":
         schedule = optax.constant_schedule(1.0)
     else:
-        raise UserError(f"optim.schedule is {config.schedule!r}: must be step, cosine or constant")
+        raise UserError(f"optim.schedule is {config.schedule!r}: must be 'step', 'cosine' or 'constant'")
     if not config.warmup_steps:
         return schedule
     warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)

@@ -8,7 +8,7 @@ import jax
 
 
 class Profiler:
-    """Traces steps within its `with` block, from the second one: the first one compiles."""
+    """Traces steps inside its `with` block, starting from the second, since the first one compiles."""
 
     def __init__(self, steps: int, folder: str | Path):
         """Starts no trace yet.
@@ -34,7 +34,7 @@ class Profiler:
         """Starts or stops the trace. Must be called after each step.
 
         Args:
-          metrics: Results of the step. The trace ends when they are computed.
+          metrics: Results of the step. The trace ends once those of the last traced step are computed.
         """
         self._finished += 1
         self._metrics = metrics

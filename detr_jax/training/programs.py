@@ -5,8 +5,8 @@
     apply       gradients, metrics      -> new parameters and optimizer state, metrics
     update      gradients, then apply, in one program
 
-`TrainStep` compiles them for each device. They hold no arrays: all that does not change during a run is in
-`StepSettings`, and everything else is an argument.
+`TrainStep` compiles them for each device. They hold no arrays: the settings of a run are in `StepSettings`,
+and everything else is an argument.
 """
 
 import dataclasses
@@ -42,15 +42,15 @@ Metrics = dict[str, Float[Array, ""]]
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What the programs of a run are compiled for.
+    """Settings that the programs of a run are compiled for.
 
     Attributes:
       model: Model to train.
       optimizer: Optimizer of the trained parameters.
       stage: Parameters to train, see `split_params`.
       learning_rate_backbone: Learning rate of the backbone; 0 freezes it.
-      seed: Random seed of dropout.
-      parts: Number of parts in which a batch is computed, one after the other.
+      seed: Random seed of dropout and of the sampled mask targets.
+      parts: Number of parts of a batch, which are computed one after another.
       auxiliary: Whether all decoder layers have class and box losses, or only the last.
       mask_targets: Maximum number of mask losses per image; 0 for all.
       mask_pixels: Stride of the pixels over which mask losses are computed.
@@ -161,7 +161,7 @@ def gradients(
     assignment: Int[Array, "layers batch targets"],
     pairs: Int[Array, "pairs 3"] | None,
 ) -> tuple[Params, Metrics]:
-    """Gradients and metrics of one part of a batch. Those of all parts add up to those of the batch.
+    """Gradients and metrics of one part of a batch; summed over all parts, they are those of the batch.
 
     Args:
       settings: Settings of the run.

@@ -30,10 +30,10 @@ from detr_jax.training.programs import StepSettings
 
 
 class TrainState(NamedTuple):
-    """All that a step changes.
+    """Everything that a step changes.
 
     Attributes:
-      step: Number of updates so far. It is counted on the host, so that reading it waits for no device.
+      step: Number of updates so far. It is counted on the host, so that reading it never waits for a device.
       params: Parameters of the whole model, float32, on every device.
       opt_state: State of the optimizer for the trained parameters, on every device.
     """

@@ -174,5 +174,5 @@ def test_rejects_missing_masks_and_repeated_images():
     with pytest.raises(ValueError, match="needs the masks"):
         metric.update(example, boxes, scores, labels)
     metric.update(example, boxes, scores, labels, masks)
-    with pytest.raises(ValueError, match="Image 1 was added twice"):
+    with pytest.raises(ValueError, match="image 1 was added twice"):
         metric.update(example, boxes, scores, labels, masks)

@@ -207,9 +207,9 @@ def test_is_zero_without_images():
 @pytest.mark.parametrize(
     "map_ids, classes, message",
     [
-        ((1, 3), {1: 1}, "Image 12: segment 3 has pixels but is not listed"),
-        ((1, 1), {1: 1, 8: 7}, "Image 12: segment 8 is listed but has no pixels"),
-        ((1, 2), {1: 1, 2: 55}, "Image 12: segment 2 is of class 55"),
+        ((1, 3), {1: 1}, "image 12: segment 3 has pixels but is not listed"),
+        ((1, 1), {1: 1, 8: 7}, "image 12: segment 8 is listed but has no pixels"),
+        ((1, 2), {1: 1, 2: 55}, "image 12: segment 2 has class 55"),
     ],
 )
 def test_rejects_predictions_whose_map_and_list_differ(map_ids, classes, message):
@@ -220,7 +220,7 @@ def test_rejects_predictions_whose_map_and_list_differ(map_ids, classes, message
 
 def test_rejects_maps_of_different_sizes():
     truth = segmentation(halves(1, 0), {1: 1}, iscrowd=lambda position: 0)
-    with pytest.raises(ValueError, match="Image 3: the prediction is"):
+    with pytest.raises(ValueError, match="image 3: the prediction is"):
         PanopticQuality(CATEGORIES).update(truth, segmentation(halves(1, 0)[:8], {1: 1}), 3)
 
 

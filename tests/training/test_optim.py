@@ -82,5 +82,5 @@ def test_schedules_follow_the_config(name, expected):
 def test_rejects_an_unknown_schedule():
     config = default_config().optim
     config.schedule = "linear"
-    with pytest.raises(UserError, match="must be step, cosine or constant"):
+    with pytest.raises(UserError, match="must be 'step', 'cosine' or 'constant'"):
         make_schedule(config, 10)
