@@ -19,6 +19,7 @@ from detr_jax.config_rules import (
     below_one,
     between,
     boolean,
+    contradictions,
     even,
     interval,
     lengths,
@@ -239,7 +240,7 @@ def validate(config: ConfigDict) -> None:
         for path, field in FIELDS.items()
         if path in values and not field.rule.accepts(values[path])
     ]
-    problems = problems or list(_contradictions(config))
+    problems = problems or list(contradictions(config))
     if problems:
         raise UserError("\n".join(problems))
 
@@ -273,27 +274,3 @@ def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _unknown_fields(config: ConfigDict) -> Iterator[str]:
     return (unknown_field(path) for path, _ in _flatten(config) if path not in FIELDS)
-
-
-def _contradictions(config: ConfigDict) -> Iterator[str]:
-    """Yields the problems of fields that are valid on their own but not together."""
-    model, distributed = config.model, config.distributed
-    if config.stage == "masks" and not model.masks:
-        yield "model.masks is False: must be True, since the stage 'masks' trains the mask head"
-    if model.hidden_dim % model.num_heads:
-        heads = model.num_heads
-        yield f"model.hidden_dim is {model.hidden_dim}: must be a multiple of model.num_heads={heads}"
-    if model.masks and model.hidden_dim % 128:
-        yield (
-            f"model.hidden_dim is {model.hidden_dim}: must be a multiple of 128, "
-            "since the mask head divides it by 16 and then into 8 groups"
-        )
-    if model.masks and model.num_heads % 8:
-        yield f"model.num_heads is {model.num_heads}: must be a multiple of 8 for the mask head"
-    if model.norm == "group" and model.resnet_width % 8:
-        yield f"model.resnet_width is {model.resnet_width}: must be a multiple of 8 for group norm"
-    if config.batch_size % config.accumulate_steps:
-        yield f"accumulate_steps is {config.accumulate_steps}: must divide batch_size={config.batch_size}"
-    if distributed.process >= distributed.processes:
-        process, processes = distributed.process, distributed.processes
-        yield f"distributed.process is {process}: must be below distributed.processes={processes}"

@@ -3,8 +3,10 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from ml_collections import ConfigDict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,3 +92,34 @@ address = Rule(
     "'', 'auto' or HOST:PORT",
     lambda value: isinstance(value, str) and (value in ("", "auto") or bool(re.fullmatch(r".+:\d+", value))),
 )
+
+
+def contradictions(config: ConfigDict) -> Iterator[str]:
+    """Yields the problems of fields that are valid on their own but not together."""
+    model, distributed = config.model, config.distributed
+    if config.stage == "masks" and not model.masks:
+        yield "model.masks is False: must be True, since the stage 'masks' trains the mask head"
+    if model.hidden_dim % model.num_heads:
+        heads = model.num_heads
+        yield f"model.hidden_dim is {model.hidden_dim}: must be a multiple of model.num_heads={heads}"
+    if model.masks and model.hidden_dim % 128:
+        yield (
+            f"model.hidden_dim is {model.hidden_dim}: must be a multiple of 128, "
+            "since the mask head divides it by 16 and then into 8 groups"
+        )
+    if model.masks and model.num_heads % 8:
+        yield f"model.num_heads is {model.num_heads}: must be a multiple of 8 for the mask head"
+    if model.norm == "group" and model.resnet_width % 8:
+        yield f"model.resnet_width is {model.resnet_width}: must be a multiple of 8 for group norm"
+    if config.init_from and config.init_backbone_from:
+        yield "init_backbone_from is set: must be '', since init_from initialises the backbone, too"
+    if config.matching.method == "optax" and config.data.max_targets > model.num_queries:
+        yield (
+            f"data.max_targets is {config.data.max_targets}: must be at most "
+            f"model.num_queries={model.num_queries} for matching.method='optax'"
+        )
+    if config.batch_size % config.accumulate_steps:
+        yield f"accumulate_steps is {config.accumulate_steps}: must divide batch_size={config.batch_size}"
+    if distributed.process >= distributed.processes:
+        process, processes = distributed.process, distributed.processes
+        yield f"distributed.process is {process}: must be below distributed.processes={processes}"

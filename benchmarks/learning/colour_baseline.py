@@ -41,7 +41,7 @@ def segment(image: np.ndarray, colours: np.ndarray, source: Shapes) -> PanopticS
     Args:
       image: RGB pixels, uint8 (height, width, 3).
       colours: Mean colour of every category, float64 (categories, 3).
-      source: Data set with the categories.
+      source: Dataset with the categories.
     """
     nearest = ((image[:, :, None].astype(float) - colours) ** 2).sum(-1).argmin(-1)
     segment_map = np.zeros(nearest.shape, np.int32)

@@ -1,4 +1,4 @@
-"""How long does opening a data set of COCO's size take? Time and memory until the first batch is planned.
+"""How long does opening a dataset of COCO's size take? Time and memory until the first batch is planned.
 
 python benchmarks/scale/indexing.py [--images=118287] [--folder=runs/indexing]
 

@@ -145,6 +145,8 @@ class Shapes:
             raise UserError(f"There is no split {split!r}. Splits: {', '.join(SPLITS)}.")
         if count < 0:
             raise UserError(f"count is {count}, but must not be negative.")
+        if seed < 0:
+            raise UserError(f"seed is {seed}, but must not be negative.")
         if image_size < MIN_IMAGE_SIZE:
             raise UserError(f"image_size is {image_size}, but must be at least {MIN_IMAGE_SIZE}.")
         self.categories = shapes_categories()

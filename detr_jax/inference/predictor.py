@@ -93,7 +93,7 @@ class Predictor:
             ("facebook/detr-resnet-50-panoptic"); name of a checkpoint in this package ("shapes-panoptic"); or
             directory of a run.
           dilation: Whether a published checkpoint is a DC5 model, which its tensors do not reveal. By default
-            True if its name contains "dc5". Ignored if the checkpoint has a stored config.
+            True if its name contains "dc5". A stored config decides for checkpoints that have one.
           categories: Categories of the checkpoint's classes; by default those stored with it, or COCO's.
           threshold: Class probability above which a query becomes a segment; 0.85 by default.
           merge_stuff: "first" (default) or "always", see `FusionRules`.
@@ -104,7 +104,7 @@ class Predictor:
           MissingFileError: There is no such file, repository or run.
           MissingPackageError: The file is a `.pth` file, and PyTorch is not installed.
           WeightsError: A tensor is missing, has the wrong shape, or is not part of the model.
-          UserError: A setting is out of range.
+          UserError: A setting is out of range, or `dilation` contradicts the stored config.
         """
         stored = stored_with(source)
         config = parse_config(stored["config"]) if stored else default_config()
@@ -112,6 +112,8 @@ class Predictor:
         config.eval.update({name: value for name, value in chosen.items() if value is not None})
         config.model.dtype = dtype or config.model.dtype
         if stored:
+            if dilation not in (None, config.model.dilation):
+                raise UserError(f"{source} was trained with model.dilation={config.model.dilation}")
             validate(config)
             model, params = load_model(str(source), config.model)
             return cls(model, params, categories or from_json(json.loads(stored["categories"])), config)

@@ -45,8 +45,8 @@ class Dropout(nn.Module):
           A mask that is True where an element is kept, or None if all elements are kept, and the factor by
           which to multiply the kept elements.
         """
-        dropped = round(self.rate * RANDOM_VALUES)
-        scale = RANDOM_VALUES / max(RANDOM_VALUES - dropped, 1)
+        dropped = min(round(self.rate * RANDOM_VALUES), RANDOM_VALUES - 1)
+        scale = RANDOM_VALUES / (RANDOM_VALUES - dropped)
         if deterministic or dropped == 0:
             return None, scale
         count = math.prod(shape)

@@ -4,6 +4,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Reporter:
         line = f"step {step}/{total_steps}  {losses}"
         if seconds_per_step is not None:
             rate = batch_size / seconds_per_step
-            left = time.strftime("%H:%M:%S", time.gmtime((total_steps - step) * seconds_per_step))
+            left = timedelta(seconds=round((total_steps - step) * seconds_per_step))
             line += f"  {rate:.1f} images/s  {left} left"
             metrics = {**metrics, "images_per_second": rate}
         log(line)

@@ -70,7 +70,12 @@ def test_examples_have_the_given_size_and_are_named_by_split_and_index():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("val", 1), "validation"), (("train", -1), "negative"), (("train", 1, 32), "at least 64")],
+    [
+        (("val", 1), "validation"),
+        (("train", -1), "negative"),
+        (("train", 1, 32), "at least 64"),
+        (("train", 1, 64, -1), "seed is -1"),
+    ],
 )
 def test_rejects_arguments_out_of_range(arguments, message):
     with pytest.raises(UserError, match=message):

@@ -40,7 +40,7 @@ def test_training_lines_have_rate_and_remaining_time(tmp_path, capsys):
     reporter.close()
     first, second = capsys.readouterr().out.splitlines()
     assert first == "step 1/100  loss 3.000  loss_ce 1.500"
-    assert second == "step 10/100  loss 2.000  4.0 images/s  00:03:00 left"
+    assert second == "step 10/100  loss 2.000  4.0 images/s  0:03:00 left"
     assert records(tmp_path) == [
         {"step": 1, "loss": 3.0, "loss_ce": 1.5, "other": 7.0},
         {"step": 10, "loss": 2.0, "images_per_second": 4.0},
