@@ -253,7 +253,7 @@ def test_reports_why_the_official_code_failed():
     truth = segmentation(halves(1, 2), {1: 1, 2: 7}, iscrowd=lambda position: 0)
     backend = OfficialPanopticQuality(CATEGORIES)
     backend.update(truth, truth, 1)
-    with pytest.raises(UserError, match="(?s)without things or without stuff.*ZeroDivisionError"):
+    with pytest.raises(UserError, match="(?s)no things or no stuff.*ZeroDivisionError"):
         backend.result()
 
 
