@@ -21,8 +21,8 @@ if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # remo
 os.environ["XLA_FLAGS"] = " ".join([*COMPILE_FAST, os.environ.get("XLA_FLAGS", "")])
 # glibc returns freed memory late: it keeps an arena per thread, and blocks of up to 32 MB in each.
 # The workers of pytest-xdist read these variables when they start.
-os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**20))
+os.environ.setdefault("MALLOC_ARENA_MAX", "1")
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**18))
 # The workers of pytest-xdist and the processes that tests start inherit the variable and share the cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="compiled_")
