@@ -103,6 +103,8 @@ FIELDS: dict[str, Field] = {
     "optim.weight_decay": Field(1e-4, non_negative, "weight decay of AdamW"),
     "optim.b2": Field(0.999, below_one, "decay of AdamW's second moment"),
     "optim.clip_norm": Field(0.1, positive, "maximum global norm of the gradient"),
+    "optim.skip_nonfinite": Field(False, boolean,
+        "whether a step with a loss or gradient that is not finite is skipped and counted, or ends the run"),
     "optim.schedule": Field("step", one_of("step", "cosine", "constant"),
         "schedule of the learning rates; 'step': divided by 10 at `drop_at`"),
     "optim.drop_at": Field(2.0 / 3.0, between(0, 1),
@@ -135,6 +137,10 @@ FIELDS: dict[str, Field] = {
     "data.max_targets": Field(100, segments, "maximum number of segments per image; the largest are kept"),
     "data.crowd": Field("keep", one_of("keep", "drop"),
         "crowd segments in training; 'keep': targets, as in the original panoptic reader; 'drop': void"),
+    "data.orientation": Field("upright", one_of("upright", "stored"),
+        "orientation of images; 'upright': rotated according to EXIF; 'stored': as stored, if annotated so"),
+    "data.max_pixels": Field(64_000_000, at_least(1),
+        "maximum width times height of an image file; larger ones are refused before they are decoded"),
     "data.threads": Field(8, at_least(0), "threads that load batches; 0: load on demand"),
 
     "eval.every_epochs": Field(1.0, positive, "epochs between evaluations"),
@@ -151,6 +157,8 @@ FIELDS: dict[str, Field] = {
     "checkpoint.every_steps": Field(1000, at_least(1), "steps between checkpoints"),
     "checkpoint.keep": Field(2, at_least(1),
         "newest checkpoints to keep; the one with the best evaluation is in `best/`"),
+    "checkpoint.fallback": Field(False, boolean,
+        "whether a run whose newest checkpoint is damaged resumes from the newest one that is not"),
 
     # Several processes train one model, on one host or many. Each is started with the same command.
     "distributed.coordinator": Field("", address,
