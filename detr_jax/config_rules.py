@@ -1,12 +1,15 @@
-"""Building blocks of the table in `config.py`: fields, and rules for their values."""
+"""Building blocks of the table in `config.py`: fields, and rules for their values; and a reader of JSON."""
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from detr_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,3 +126,37 @@ def contradictions(config: ConfigDict) -> Iterator[str]:
     if distributed.process >= distributed.processes:
         process, processes = distributed.process, distributed.processes
         yield f"distributed.process is {process}: must be below distributed.processes={processes}"
+
+
+def parse_json(text: str | bytes, what: str, *, max_bytes: int = 16_000_000, max_depth: int = 32) -> Any:
+    """Reads JSON from a file that may be damaged or hostile, in bounded time and memory.
+
+    Args:
+      text: The JSON text, or its bytes in UTF-8.
+      what: What the text is, for the message: "the file config.json in /runs/a".
+      max_bytes: Maximum length of the text.
+      max_depth: Maximum depth of nested lists and objects.
+
+    Raises:
+      UserError: The text is not JSON, too long or too deeply nested. The message begins with `what`.
+    """
+    if len(text) > max_bytes:
+        raise UserError(f"{what} has {len(text)} bytes of JSON: at most {max_bytes} are read")
+    too_deep = f"{what} is nested too deeply: at most {max_depth} levels of JSON are read"
+    try:
+        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except RecursionError:
+        raise UserError(too_deep) from None
+    except ValueError as error:
+        raise UserError(f"{what} is not JSON: {error}") from error
+    level = [value]
+    for _ in range(max_depth + 1):
+        level = [
+            inner
+            for entry in level
+            if isinstance(entry, dict | list)
+            for inner in (entry.values() if isinstance(entry, dict) else entry)
+        ]
+        if not level:
+            return value
+    raise UserError(too_deep)

@@ -3,6 +3,8 @@ import math
 import pytest
 
 from detr_jax import config_rules as rules
+from detr_jax.config_rules import parse_json
+from detr_jax.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,31 @@ from detr_jax import config_rules as rules
 def test_accepts_valid_and_rejects_invalid_values(rule, accepted, refused):
     assert all(rule.accepts(value) for value in accepted)
     assert not any(rule.accepts(value) for value in refused)
+
+
+def test_json_is_read_from_text_and_bytes():
+    assert parse_json('{"a": [1, "ä"]}', "the file") == {"a": [1, "ä"]}
+    assert parse_json('\ufeff{"a": [1, "ä"]}'.encode(), "the file") == {"a": [1, "ä"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is not JSON"),
+        ('{"a": ', "the file is not JSON"),
+        (b"\xff\xfe\x00", "the file is not JSON"),
+        ("9" * 5000, "the file is not JSON"),
+        ("[" * 100_000, "the file is nested too deeply: at most 32 levels"),
+        ("[" * 34 + "]" * 34, "the file is nested too deeply: at most 32 levels"),
+        (" " * 1001, "the file has 1001 bytes of JSON: at most 1000 are read"),
+    ],
+)
+def test_damaged_and_hostile_json_is_one_line(text, message):
+    max_bytes = 1000 if len(text) == 1001 else 1_000_000
+    with pytest.raises(UserError, match=message) as error:
+        parse_json(text, "the file", max_bytes=max_bytes)
+    assert "\n" not in str(error.value)
+
+
+def test_json_as_deep_as_allowed_is_read():
+    parse_json("[" * 32 + "]" * 32, "the file")
