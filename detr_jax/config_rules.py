@@ -116,11 +116,6 @@ def contradictions(config: ConfigDict) -> Iterator[str]:
         yield f"model.resnet_width is {model.resnet_width}: must be a multiple of 8 for group norm"
     if config.init_from and config.init_backbone_from:
         yield "init_backbone_from is set: must be '', since init_from initialises the backbone, too"
-    if config.matching.method == "optax" and config.data.max_targets > model.num_queries:
-        yield (
-            f"data.max_targets is {config.data.max_targets}: must be at most "
-            f"model.num_queries={model.num_queries} for matching.method='optax'"
-        )
     if config.batch_size % config.accumulate_steps:
         yield f"accumulate_steps is {config.accumulate_steps}: must divide batch_size={config.batch_size}"
     if distributed.process >= distributed.processes:

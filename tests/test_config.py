@@ -50,10 +50,6 @@ CONTRADICTIONS = [
     ({"model.norm": "group", "model.resnet_width": 12}, "model.resnet_width is 12: must be a multiple of 8"),
     ({"batch_size": 6, "accumulate_steps": 4}, "accumulate_steps is 4: must divide batch_size=6"),
     ({"init_from": "a.pth", "init_backbone_from": "b.pth"}, "init_backbone_from is set: must be ''"),
-    (
-        {"matching.method": "optax", "data.max_targets": 101},
-        "data.max_targets is 101: must be at most model.num_queries=100",
-    ),
     ({"distributed.processes": 2, "distributed.process": 2}, "must be below distributed.processes=2"),
 ]
 

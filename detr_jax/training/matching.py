@@ -107,25 +107,42 @@ def assign_on_device(
 ) -> Int32[Array, "layers batch targets"]:
     """The assignment of least total cost (Eq. 5), by optax within a compiled program.
 
-    Equals `assign_on_host` if there are at least as many queries as targets, padding included; it must not
-    be used otherwise. Padded targets cost zero everywhere, so they are assigned queries that no other target
-    needs, and are then dropped.
+    Equals `assign_on_host` unless two assignments cost the same. Padded targets cost zero everywhere, so they are
+    assigned queries that no other target needs, and are then dropped.
 
     Args:
       cost: Matching costs, see `matching_cost`.
       labels: Class index of each target; -1 is padding.
 
     Returns:
-      The query of each target; -1 for padding.
+      The query of each target; -1 for padding, and for the costliest targets if they outnumber the queries.
     """
-    per_image = cost.reshape(-1, *cost.shape[2:])
+    queries, targets = cost.shape[-2:]
+    if targets > queries:
+        cost = _add_dummy_queries(cost, labels)
 
     def solve(matrix: Float[Array, "queries targets"]) -> Int32[Array, " targets"]:
-        queries, targets = optax.assignment.hungarian_algorithm(matrix)
-        return jnp.zeros(matrix.shape[1], jnp.int32).at[targets].set(queries.astype(jnp.int32))
+        rows, columns = optax.assignment.hungarian_algorithm(matrix)
+        return jnp.zeros(targets, jnp.int32).at[columns].set(rows.astype(jnp.int32))
 
-    assignment = jax.vmap(solve)(per_image).reshape(cost.shape[0], *labels.shape)
-    return jnp.where(labels >= 0, assignment, -1)
+    assignment = jax.vmap(solve)(cost.reshape(-1, *cost.shape[2:])).reshape(cost.shape[0], *labels.shape)
+    return jnp.where((labels >= 0) & (assignment < queries), assignment, -1)
+
+
+def _add_dummy_queries(
+    cost: Float[Array, "layers batch queries targets"], labels: Int[Array, "batch targets"]
+) -> Float[Array, "layers batch targets targets"]:
+    """Adds queries that cost nothing, so that there are as many queries as targets, padding included.
+
+    The costs of an image are shifted below zero. Each real query that a target takes then lowers the total,
+    so as many as possible are taken, by the targets that are cheapest. The shift is the same for all of these
+    assignments, which leaves their order as it was.
+    """
+    is_target = labels[None, :, None] >= 0
+    highest = jnp.max(cost, axis=(2, 3), keepdims=True, where=is_target, initial=-jnp.inf)
+    shifted = jnp.where(is_target, cost - highest - 1.0, 0.0)
+    dummies = cost.shape[-1] - cost.shape[-2]
+    return jnp.pad(shifted, ((0, 0), (0, 0), (0, dummies), (0, 0)))
 
 
 def assign_batch(

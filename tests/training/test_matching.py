@@ -64,6 +64,22 @@ def test_device_and_host_return_the_same_assignment(costs):
     np.testing.assert_array_equal(on_device, assign_on_host(costs, LABELS))
 
 
+@pytest.mark.parametrize("queries", [1, 3, 6, 9])
+def test_device_and_host_agree_for_any_number_of_targets(queries):
+    """Fewer, as many, and more targets than queries, with padding and without."""
+    rng = np.random.default_rng(queries)
+    labels = np.array([[0] * count + [-1] * (6 - count) for count in range(7)])
+    labels = np.concatenate([labels, rng.permuted(labels, axis=1)])
+    cost = rng.normal(rng.choice([-50.0, 0.0, 50.0]), 3.0, (4, len(labels), queries, 6)).astype(np.float32)
+    cost = np.where(labels[None, :, None] >= 0, cost, 0.0).astype(np.float32)
+    assignment = np.asarray(jax.jit(assign_on_device)(cost, labels))
+    for image, row in enumerate(labels):  # the host expects padding at the end
+        order = np.argsort(row < 0, kind="stable")
+        expected = assign_on_host(cost[:, image : image + 1, :, order], row[None, order])
+        np.testing.assert_array_equal(assignment[:, image, order], expected[:, 0])
+        assert (assignment[:, image] >= 0).sum() == 4 * min(queries, (row >= 0).sum())
+
+
 def test_assigns_each_query_at_most_once_if_targets_outnumber_queries():
     cost = np.random.default_rng(0).random((1, 1, 2, 4), np.float32)
     assert sorted(assign_on_host(cost, np.zeros((1, 4), int))[0, 0]) == [-1, -1, 0, 1]
