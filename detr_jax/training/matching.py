@@ -107,8 +107,8 @@ def assign_on_device(
 ) -> Int32[Array, "layers batch targets"]:
     """The assignment of least total cost (Eq. 5), by optax within a compiled program.
 
-    Equals `assign_on_host` unless two assignments cost the same. Padded targets cost zero everywhere, so they are
-    assigned queries that no other target needs, and are then dropped.
+    Equals `assign_on_host` unless two assignments cost the same. Padded targets cost zero everywhere, so they
+    are assigned queries that no other target needs, and are then dropped.
 
     Args:
       cost: Matching costs, see `matching_cost`.
