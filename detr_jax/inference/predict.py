@@ -1,22 +1,23 @@
 """Segments image files and writes the results to a folder."""
 
-import json
+import os
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
-from PIL import Image
 
 from detr_jax.config import validate
-from detr_jax.data.categories import coco_panoptic, to_json
+from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.images import list_images, read_image
 from detr_jax.errors import UserError
+from detr_jax.inference.prediction_folder import PredictionFolder
 from detr_jax.inference.predictor import Predictor
 from detr_jax.runtime.reporting import log
-from detr_jax.visualize import overlay
 from detr_jax.weights.class_agreement import known_categories
 from detr_jax.weights.initialize import trained_model
+
+_LISTED_FAILURES = 20
 
 
 def predict(config: ConfigDict, workdir: str | Path, images: Sequence[str]) -> None:
@@ -29,7 +30,7 @@ def predict(config: ConfigDict, workdir: str | Path, images: Sequence[str]) -> N
 
     Raises:
       MissingFileError: There are no images, or there is no checkpoint.
-      UserError: A config field is invalid, or the model has no mask head.
+      UserError: A config field is invalid, the model has no mask head, or images failed.
     """
     validate(config)
     files = list(list_images(images))
@@ -40,43 +41,72 @@ def predict(config: ConfigDict, workdir: str | Path, images: Sequence[str]) -> N
 
 
 def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Path) -> None:
-    """Segments image files and writes the results in COCO's panoptic format. Logs and skips unreadable files.
+    """Segments image files and writes the results in COCO's panoptic format.
+
+    An image that fails does not stop the others. The results replace those of an earlier run as a whole at
+    the end, also after an interruption, which then keeps the images done so far.
 
     Args:
       predictor: Model with a mask head.
-      files: Paths of the images.
+      files: Paths of the images. A repeated path counts once.
       folder: Directory of the results: `panoptic/*.png`, `panoptic.json`, and pictures in `overlays/*.png`.
 
     Raises:
-      UserError: The model has no mask head.
+      UserError: The model has no mask head, the folder cannot be written to, or images failed. The message
+        lists these images with the reasons.
     """
     if not predictor.has_masks:
         raise UserError(
             "these weights have no mask head, so they cannot predict panoptic segmentations; "
             "in Python, Predictor.detect returns boxes"
         )
-    folder = Path(folder)
-    (folder / "overlays").mkdir(parents=True, exist_ok=True)
-    written: dict[str, list[Any]] = {
-        "images": [],
-        "annotations": [],
-        "categories": to_json(predictor.categories),
-    }
-    for image_id, file in enumerate(files, 1):
-        try:
-            pixels = read_image(file)
-        except UserError as error:
-            log(f"skipped: {error}")
-            continue
+    distinct: dict[str, Path] = {}
+    for file in files:
+        distinct.setdefault(os.path.abspath(file), file)
+    files = list(distinct.values())
+    output = PredictionFolder(folder, files, predictor.categories)
+    failures: list[str] = []
+    try:
+        for index, file in enumerate(files):
+            reason = _predict_file(predictor, file, index, output)
+            if reason:
+                failures.append(f"{_printable(file)}: {reason}")
+    finally:
+        count = output.publish()
+        log(f"wrote {count} predictions to {_printable(folder)}")
+    if failures:
+        raise UserError(
+            "\n  ".join([f"{len(failures)} of {len(files)} images failed:", *_shortened(failures)])
+        )
+
+
+def _predict_file(predictor: Predictor, file: Path, index: int, output: PredictionFolder) -> str | None:
+    """Segments an image and writes the result. Returns why this failed, on one line; None if it did not."""
+    try:
+        pixels = read_image(file)
         result = predictor(pixels)
-        name = f"{file.stem}.png"
-        if any(info["file_name"] == name for info in written["annotations"]):
-            name = f"{file.stem}_{image_id}.png"
-        result.save(folder / "panoptic" / name)
-        Image.fromarray(overlay(pixels, result)).save(folder / "overlays" / name)
-        height, width = pixels.shape[:2]
-        written["images"].append({"id": image_id, "file_name": file.name, "height": height, "width": width})
-        written["annotations"].append(result.annotation(image_id, name))
-        log(f"{file}: {len(result.segments_info)} segments")
-    (folder / "panoptic.json").write_text(json.dumps(written))
-    log(f"wrote {len(written['images'])} predictions to {folder}")
+        output.add(index, pixels, result)
+    except UserError as error:
+        reason = _one_line(error)
+    except Exception as error:  # whatever one image causes, such as too little memory, the others are done
+        log(_printable(traceback.format_exc()))
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+    else:
+        log(f"{_printable(file)}: {len(result.segments_info)} segments")
+        return None
+    log(f"failed: {_printable(file)}: {reason}")
+    return reason
+
+
+def _one_line(error: Exception) -> str:
+    return _printable(str(error).partition("\n")[0])
+
+
+def _printable(text: str | Path) -> str:
+    """The text, with escapes for bytes of a file name that are no UTF-8, which a terminal refuses."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    more = len(lines) - _LISTED_FAILURES
+    return [*lines[:_LISTED_FAILURES], f"... and {more} more"] if more > 0 else lines

@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -53,23 +55,102 @@ def test_writes_coco_panoptic_files_and_overlays(predictor, tmp_path):
 
 
 def test_images_of_the_same_name_get_different_files(predictor, tmp_path):
-    files = [save_image(tmp_path / folder / "image.png", 40, 60) for folder in ("one", "two")]
-    predict_files(predictor, files, tmp_path / "out")
-    assert sorted(file.name for file in (tmp_path / "out" / "panoptic").iterdir()) == [
-        "image.png",
-        "image_2.png",
-    ]
-
-
-def test_logs_and_skips_unreadable_files(predictor, tmp_path, capsys):
-    (tmp_path / "text.jpg").write_text("no image")
-    predict_files(
-        predictor, [tmp_path / "text.jpg", save_image(tmp_path / "a.png", 40, 60)], tmp_path / "out"
-    )
+    names = ["b/cam.png", "a/cam_3.png", "c/cam.jpg", "d/CAM.png"]
+    files = [save_image(tmp_path / name, 40, 60) for name in names]
+    predict_files(predictor, [*files, files[0]], tmp_path / "out")  # a repeated path counts once
+    expected = ["cam.png", "cam_3.png", "cam_3_2.png", "CAM_4.png"]
+    assert written_names(tmp_path / "out") == sorted(expected)
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
-    assert [image["file_name"] for image in written["images"]] == ["a.png"]
+    assert [entry["file_name"] for entry in written["annotations"]] == expected
+    assert [image["id"] for image in written["images"]] == [1, 2, 3, 4]
+    assert len({image["file_name"] for image in written["images"]}) == 4
+
+
+def written_names(folder):
+    panoptic, overlays = (
+        sorted(file.name for file in (folder / part).iterdir()) for part in ("panoptic", "overlays")
+    )
+    assert panoptic == overlays
+    assert sorted(entry.name for entry in folder.iterdir()) == ["overlays", "panoptic", "panoptic.json"]
+    return panoptic
+
+
+def failing(predictor, error):
+    """The predictor, except that it raises an error for images of height 41."""
+
+    class Failing(Predictor):
+        def __init__(self):
+            self.__dict__ = predictor.__dict__
+
+        def __call__(self, image):
+            if image.shape[0] == 41:
+                raise error
+            return super().__call__(image)
+
+    return Failing()
+
+
+def test_a_failing_image_does_not_stop_the_others(predictor, tmp_path, capsys):
+    flaky = failing(predictor, MemoryError("RESOURCE_EXHAUSTED: 9 GB\nsecond line"))
+    (tmp_path / "text.jpg").write_text("no image")
+    others = [save_image(tmp_path / name, height, 60) for name, height in (("big.png", 41), ("a.png", 40))]
+    undecodable = save_image(Path(os.fsdecode(bytes(tmp_path) + b"/\xff.png")), 40, 60)
+    with pytest.raises(UserError) as raised:
+        predict_files(flaky, [tmp_path / "text.jpg", *others, undecodable], tmp_path / "out")
+    first, *reasons = str(raised.value).splitlines()
+    assert first == "2 of 4 images failed:"
+    assert "text.jpg" in reasons[0] and reasons[1].endswith("big.png: MemoryError: RESOURCE_EXHAUSTED: 9 GB")
+    written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert [image["id"] for image in written["images"]] == [3, 4]
+    assert written_names(tmp_path / "out") == ["a.png", "image.png"]
     printed = capsys.readouterr().out
-    assert "skipped" in printed and "text.jpg" in printed and "wrote 1 predictions" in printed
+    assert "Traceback" in printed and "second line" in printed and "wrote 2 predictions" in printed
+
+
+def test_an_interrupted_run_keeps_what_is_done(predictor, tmp_path):
+    heights = {"a.png": 40, "b.png": 41, "c.png": 40}
+    files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(failing(predictor, KeyboardInterrupt()), files, tmp_path / "out")
+    assert written_names(tmp_path / "out") == ["a.png"]
+    predict_files(predictor, files[1:], tmp_path / "out")
+    assert written_names(tmp_path / "out") == ["b.png", "c.png"]
+
+
+def test_other_files_and_the_images_themselves_are_kept(predictor, tmp_path):
+    first = save_image(tmp_path / "a.png", 40, 60)
+    predict_files(predictor, [first], tmp_path / "out")
+    overlay = tmp_path / "out" / "overlays" / "a.png"
+    own = tmp_path / "out" / "panoptic" / "b.png"
+    own.write_text("kept")
+    before = overlay.read_bytes()
+    predict_files(predictor, [overlay, save_image(tmp_path / "b.png", 40, 60)], tmp_path / "out")
+    assert (overlay.read_bytes(), own.read_text()) == (before, "kept")
+    written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert [entry["file_name"] for entry in written["annotations"]] == ["a_1.png", "b_2.png"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"images": [], "annotations": [{"file_name": "a.png", "segments_info": [{"id": 1}]}]}',
+        '{"images": [], "categories": [], "annotations": [{"file_name": "../a.png", "segments_info": []}]}',
+    ],
+)
+def test_a_panoptic_json_that_is_not_ours_is_kept(predictor, content, tmp_path):
+    (tmp_path / "panoptic.json").write_text(content)
+    with pytest.raises(UserError, match="choose another output folder"):
+        predict_files(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "panoptic.json"]
+    assert (tmp_path / "panoptic.json").read_text() == content
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(predictor, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="cannot write .*out: Not a directory"):
+        predict_files(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path / "out")
 
 
 def test_rejects_a_model_without_mask_head(config, tiny_model, tiny_params, tmp_path):
