@@ -9,6 +9,7 @@ FN are the predicted and true segments without a match.
 
 `PanopticQuality` counts in memory, image by image. `OfficialPanopticQuality` also has `update`, `result` and
 `table`, but writes the maps to a temporary directory and runs the official code on them, with equal results.
+Both count areas in the maps, so that areas that are listed wrongly cannot give an IoU above 1.
 """
 
 import importlib.util
@@ -53,8 +54,8 @@ class PanopticQuality:
         """Adds an image.
 
         Args:
-          ground_truth: Annotated segmentation. Its segments_info has the areas and `iscrowd`.
-          prediction: Predicted segmentation of the same size. Areas are counted in its map.
+          ground_truth: Annotated segmentation. Its segments_info has `iscrowd`.
+          prediction: Predicted segmentation of the same size.
           image_id: Id of the image, for error messages.
 
         Raises:
@@ -84,8 +85,8 @@ class PanopticQuality:
 
         Args:
           overlaps: Number of pixels that a true segment (row) and a predicted one (column) share. Row and
-            column 0 are void; the others follow the order of the segments. Further rows count pixels of
-            unlisted true segments, further columns are ignored.
+            column 0 are void; the others follow the order of the segments. Further rows and columns count
+            pixels of unlisted segments.
           true_segments: segments_info of the ground truth.
           predicted_segments: segments_info of the prediction.
           image_id: Id of the image, for error messages.
@@ -93,15 +94,15 @@ class PanopticQuality:
         Raises:
           ValueError: A class is not among the categories, or a predicted segment has no pixels.
         """
-        overlaps = overlaps[:, : len(predicted_segments) + 1].astype(np.int64)
-        for info, area in zip(predicted_segments, overlaps.sum(0)[1:], strict=True):
+        overlaps = overlaps.astype(np.int64)
+        predicted_areas = overlaps[:, 1 : len(predicted_segments) + 1].sum(0)
+        for info, area in zip(predicted_segments, predicted_areas, strict=True):
             if area == 0:
                 raise ValueError(f"image {image_id}: segment {info['id']} is listed but has no pixels")
         self._count(
             overlaps,
             true_class=self._classes(true_segments, image_id),
             predicted_class=self._classes(predicted_segments, image_id),
-            true_areas=np.array([info["area"] for info in true_segments], np.int64),
             iscrowd=np.array([info.get("iscrowd", 0) for info in true_segments], bool),
         )
 
@@ -143,16 +144,15 @@ class PanopticQuality:
 
     def _count(
         self,
-        overlaps: Int64[np.ndarray, "rows predictions_and_1"],
+        overlaps: Int64[np.ndarray, "rows columns"],
         true_class: Int64[np.ndarray, " truths"],
         predicted_class: Int64[np.ndarray, " predictions"],
-        true_areas: Int64[np.ndarray, " truths"],
         iscrowd: Bool[np.ndarray, " truths"],
     ) -> None:
         """Matches the segments of an image and adds to the counts, see `add`."""
-        shared = overlaps[1 : len(true_class) + 1, 1:]
-        predicted_areas = overlaps[:, 1:].sum(0)
-        void = overlaps[0, 1:]
+        truths, predictions = slice(1, len(true_class) + 1), slice(1, len(predicted_class) + 1)
+        true_areas, predicted_areas = overlaps[truths].sum(1), overlaps[:, predictions].sum(0)
+        shared, void = overlaps[truths, predictions], overlaps[0, predictions]
         comparable = (true_class[:, None] == predicted_class[None]) & ~iscrowd[:, None] & (shared > 0)
         # Void pixels are not part of the union. Segments of one map do not overlap, so each segment has at
         # most one match.
@@ -203,13 +203,15 @@ class OfficialPanopticQuality:
     def update(
         self, ground_truth: PanopticSegmentation, prediction: PanopticSegmentation, image_id: int
     ) -> None:
-        """Writes an image. Segment ids must be below 2**24."""
+        """Writes an image, with counted areas. Segment ids must be below 2**24."""
         for kind, segmentation in (("ground_truth", ground_truth), ("prediction", prediction)):
             name = f"{image_id:012d}.png"
             segmentation.save(Path(self._folder.name, kind, name))
-            annotation = segmentation.annotation(image_id, name)
-            infos = [{"iscrowd": 0, **info} for info in annotation["segments_info"]]
-            self._annotations[kind].append({**annotation, "segments_info": infos})
+            ids, counts = np.unique(segmentation.segment_map, return_counts=True)
+            areas = {info["id"]: int(counts[ids == info["id"]].sum()) for info in segmentation.segments_info}
+            infos = [{"iscrowd": 0, **info, "area": areas[info["id"]]} for info in segmentation.segments_info]
+            annotation = {**segmentation.annotation(image_id, name), "segments_info": infos}
+            self._annotations[kind].append(annotation)
 
     def result(self) -> dict[str, Any]:
         """The result of the official code, like `PanopticQuality.result` without the counts per class.
@@ -286,8 +288,7 @@ def _overlaps(
     rows = _positions(truth[ends], ground_truth.segments_info)
     columns = _positions(guess[ends], prediction.segments_info)
     height, width = len(ground_truth.segments_info) + 2, len(prediction.segments_info) + 2
-    lengths = np.diff(ends, prepend=-1)
-    counts = np.bincount(rows * width + columns, weights=lengths, minlength=height * width)
+    counts = np.bincount(rows * width + columns, np.diff(ends, prepend=-1), height * width)
     return counts.astype(np.int64).reshape(height, width)
 
 
