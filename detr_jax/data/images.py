@@ -8,67 +8,128 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
+from PIL import Image
 
 from detr_jax.data.batch_plan import smallest_fitting
 from detr_jax.data.example import Size
+from detr_jax.data.image_files import (
+    SWAPS_SIDES,
+    TURNS,
+    check_size,
+    exif_orientation,
+    load_stored,
+    opened_image,
+    turned_by_pillow,
+)
+from detr_jax.data.image_files import ImageRules as ImageRules
+from detr_jax.data.pixels import rgb_pixels
 from detr_jax.data.transforms import EvalTransform, plan_eval, resize_image
 from detr_jax.errors import MissingFileError, UserError
 
 ImageLike = str | Path | Image.Image | np.ndarray
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
-# What Pillow raises for damaged content, depending on the format and the damage.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 # Sides of an image larger than every static shape are padded to a multiple of this, in pixels.
 _SHAPE_STEP = 64
 
+_DEFAULT_RULES = ImageRules()
 
-def decode_image(file: Path | io.BytesIO, name: str | Path) -> Image.Image:
-    """Opens and decodes an image file.
+
+def decode_image(
+    file: str | Path | io.BufferedIOBase, name: str | Path, rules: ImageRules = _DEFAULT_RULES
+) -> Image.Image:
+    """Opens and decodes an image file; of several frames, the first.
 
     Args:
       file: Path of the file, or its open content.
-      name: Name of the file in the error message.
+      name: Name of the file in error messages.
+      rules: Limit of the size. The image is not turned, whatever the orientation.
 
-    Raises:
-      UserError: The file is missing, damaged or not an image.
-    """
-    try:
-        image = Image.open(file)
-        image.load()
-    except _DECODING_ERRORS as error:
-        raise UserError(f"{name} cannot be read as an image: {error}") from error
-    return image
-
-
-def read_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
-    """Reads an image as RGB, rotated upright according to its EXIF orientation.
-
-    Args:
-      image: Path of an image file, Pillow image, or uint8 RGB array (height, width, 3).
+    Returns:
+      The image as stored, with its EXIF orientation, if any, still to be applied.
 
     Raises:
       MissingFileError: The file does not exist.
-      UserError: The file is not a readable image, or the array has another dtype or shape.
+      UserError: The file is damaged, too large, or not an image of the formats that are read.
+    """
+    with opened_image(file, name, rules) as image:
+        return load_stored(image, name)
+
+
+def read_image(image: ImageLike, rules: ImageRules = _DEFAULT_RULES) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads an image of any colour mode as RGB.
+
+    `data/pixels.py` defines the RGB of each mode. Transparency is dropped.
+
+    Args:
+      image: Path of an image file, Pillow image, or uint8 RGB array (height, width, 3).
+      rules: Orientation and limit of the size.
+
+    Raises:
+      MissingFileError: The file does not exist.
+      UserError: The image is damaged or too large, or its format, mode, dtype or shape is not supported.
     """
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UserError(
                 f"an image array must be uint8 (height, width, 3), not {image.dtype} {image.shape}"
             )
+        check_size(image.shape[1], image.shape[0], "the given array", rules)
         return image
     if isinstance(image, Image.Image):
-        name = getattr(image, "filename", "") or "the given Pillow image"
-    else:
-        name = str(image)
-        if not Path(name).is_file():
-            raise MissingFileError(f"no such image: {name}")
-        image = decode_image(Path(name), name)
-    try:  # a Pillow image may be decoded only now
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except _DECODING_ERRORS as error:
-        raise UserError(f"{name} cannot be read as an image: {error}") from error
+        return to_rgb(image, getattr(image, "filename", "") or "the given Pillow image", rules)
+    return to_rgb(decode_image(image, image, rules), image, rules)
+
+
+def to_rgb(
+    image: Image.Image, name: str | Path, rules: ImageRules = _DEFAULT_RULES
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Converts a Pillow image of any colour mode to RGB, upright unless the rules keep the stored pixels.
+
+    Args:
+      image: Image, decoded or not.
+      name: Name of the image in error messages.
+      rules: Orientation and limit of the size.
+
+    Raises:
+      UserError: The image is damaged or too large, or its mode does not define 8-bit colours.
+    """
+    check_size(*image.size, name, rules)
+    if image.format == "EPS":  # decoding it would run Ghostscript
+        raise UserError(f"{name} is an EPS file, which is not read. Convert it to PNG or JPEG.")
+    image = load_stored(image, name)
+    if rules.orientation == "upright" and (turn := TURNS.get(exif_orientation(image))) is not None:
+        pixels = rgb_pixels(image, str(name))
+        return np.asarray(Image.fromarray(pixels).transpose(turn))
+    return rgb_pixels(image, str(name))
+
+
+def display_size(
+    image: ImageLike | io.BufferedIOBase, rules: ImageRules = _DEFAULT_RULES, name: str = ""
+) -> Size:
+    """Height and width of an image after `read_image`, for files from their header where it suffices.
+
+    Args:
+      image: Path or open content of an image file, Pillow image, or RGB array.
+      rules: Orientation and limit of the size.
+      name: Name of the image in error messages; by default its path.
+
+    Raises:
+      MissingFileError: The file does not exist.
+      UserError: The header is damaged, or the image is too large.
+    """
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    if not isinstance(image, Image.Image):
+        with opened_image(image, name or str(image), rules) as opened:
+            return display_size(opened, rules, name)
+    width, height = image.size
+    orientation = exif_orientation(image)
+    # Pillow gives the upright size of TIFFs as soon as they are opened.
+    turned = turned_by_pillow(image)
+    if orientation in SWAPS_SIDES and turned == (rules.orientation == "stored"):
+        return width, height
+    return height, width
 
 
 def list_images(paths: Sequence[str | Path]) -> Iterator[Path]:

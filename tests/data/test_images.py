@@ -7,6 +7,7 @@ from PIL import Image
 
 from detr_jax.config import default_config
 from detr_jax.data.images import (
+    ImageRules,
     decode_image,
     list_images,
     pad_images,
@@ -60,12 +61,13 @@ def test_rejects_a_truncated_image_that_pillow_has_opened(tmp_path):
         read_image(opened)
 
 
-def test_rejects_an_image_of_too_many_pixels(monkeypatch):
+def test_rejects_an_image_of_too_many_pixels():
     content = io.BytesIO()
     Image.fromarray(PIXELS).save(content, "PNG")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match="the photo cannot be read as an image: .*exceeds limit"):
-        decode_image(content, "the photo")
+    assert decode_image(content, "the photo", ImageRules(max_pixels=600)).size == (30, 20)
+    expected = r"the photo is 30 x 20 .* the limit of 599 pixels\. .*--config\.data\.max_pixels"
+    with pytest.raises(UserError, match=expected):
+        decode_image(content, "the photo", ImageRules(max_pixels=599))
 
 
 def test_lists_files_as_given_and_the_images_of_a_folder_by_name(tmp_path):
