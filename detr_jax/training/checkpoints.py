@@ -11,15 +11,34 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from detr_jax.config_rules import parse_json
 from detr_jax.data.categories import to_json
 from detr_jax.data.example import Source
 from detr_jax.errors import UserError
 from detr_jax.models.detr import Detr
 from detr_jax.runtime import parallel
 from detr_jax.runtime.files import write_text
+from detr_jax.runtime.reporting import log
 from detr_jax.training.step import TrainState
+from detr_jax.weights.checksums import (
+    CHECKSUMS,
+    ITEMS,
+    DamagedCheckpointError,
+    damage,
+    item_shapes,
+    newest_whole_step,
+    read_data_state,
+    read_step,
+    require_items,
+    saved_steps,
+    state_checksum,
+    tree_checksums,
+    with_remedy,
+)
 from detr_jax.weights.layouts import listing
 from detr_jax.weights.runs import checkpoint_folder, latest_step, shape_differences
+
+DAMAGED = "damaged"  # folder of a workdir that damaged checkpoints are moved to
 
 
 class Checkpoints:
@@ -40,6 +59,33 @@ class Checkpoints:
         """Step of the newest checkpoint, or None without one."""
         return self._manager.latest_step()
 
+    def usable_step(self, fallback: bool) -> int:
+        """The step to resume from, all of whose files are read and verified; 0 without checkpoints.
+
+        Args:
+          fallback: Whether to take the newest checkpoint that is whole, if newer ones are damaged. Those are
+            moved to `damaged/` in the workdir, since the run will save their steps again.
+
+        Raises:
+          DamagedCheckpointError: The newest checkpoint is damaged or incomplete.
+        """
+        folder, items = Path(self._manager.directory), list(ITEMS)
+        newest = self.latest_step or 0
+        if not newest or (error := damage(folder, newest, items)) is None:
+            return newest
+        whole = newest_whole_step(folder, newest, items) if fallback else None
+        if whole is None:
+            raise with_remedy(error, folder, newest, items) from error
+        log(f"{error}: resuming from step {whole}")
+        whole = min(parallel.gather(whole))
+        if jax.process_index() == 0:
+            for step in saved_steps(folder):
+                if step > whole:
+                    _move_away(folder / str(step), folder.parent / DAMAGED)
+        parallel.gather(whole)  # wait for process 0
+        self._manager.reload()
+        return whole
+
     def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
         """Saves a state and the position in the data. Files are written in the background, see `wait`.
 
@@ -48,12 +94,18 @@ class Checkpoints:
           iterator: Iterator over the training data.
         """
         params, opt_state = parallel.unreplicate((state.params, state.opt_state))
+        sums = {
+            **tree_checksums("params", params),
+            **tree_checksums("opt_state", opt_state),
+            **state_checksum(iterator.get_state()),
+        }
         self._manager.save(
             state.step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 opt_state=ocp.args.StandardSave(opt_state),
                 data=grain.checkpoint.CheckpointSave(iterator),
+                **{CHECKSUMS: ocp.args.JsonSave(sums)},
             ),
         )
 
@@ -65,23 +117,28 @@ class Checkpoints:
           iterator: Iterator over the same training data.
 
         Raises:
-          UserError: The checkpoint is of a different model or stage.
+          UserError: The checkpoint is damaged, or of a different model or stage.
         """
         step = self.latest_step or 0
         params, opt_state = parallel.unreplicate((state.params, state.opt_state))
         expected = {"params": params, "opt_state": opt_state}
-        folder, handler = Path(self._manager.directory), ocp.StandardCheckpointHandler()
-        found = {name: handler.metadata(folder / str(step) / name).tree for name in expected}
-        # Before restoring: Orbax silently restores arrays of a different shape.
-        if differences := shape_differences(found, expected):
-            raise UserError(
-                f"{folder} holds a run of a different model or stage: choose another workdir, or start from "
-                f"that run with --config.init_from={folder.parent}{listing(differences)}"
-            )
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in expected.items()}
-        data = grain.checkpoint.CheckpointRestore(iterator)
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items, data=data))
-        return TrainState(step, *parallel.replicate((restored.params, restored.opt_state)))
+        folder = Path(self._manager.directory)
+        try:
+            require_items(folder, step, ITEMS)
+            found = {name: item_shapes(folder, step, name) for name in expected}
+            # Before restoring: Orbax silently restores arrays of a different shape.
+            if differences := shape_differences(found, expected):
+                raise UserError(
+                    f"{folder} holds a run of a different model or stage: choose another workdir, or start "
+                    f"from that run with --config.init_from={folder.parent}{listing(differences)}"
+                )
+            restored = read_step(folder, step, expected)
+            position = read_data_state(folder, step)
+        except DamagedCheckpointError as error:
+            raise with_remedy(error, folder, step, ITEMS) from error
+        iterator.set_state(position)
+        iterator.start_prefetch()
+        return TrainState(step, *parallel.replicate((restored["params"], restored["opt_state"])))
 
     def wait(self) -> None:
         """Blocks until all checkpoints are on disk."""
@@ -103,13 +160,13 @@ class BestCheckpoint:
         """
         self._workdir, self._folder = Path(workdir), Path(workdir) / "best"
         best_step = latest_step(self._folder) or 0
-        if best_step > step:
+        # A run that went back to an older checkpoint has been at the steps of the damaged ones.
+        if best_step > max([step, *saved_steps(self._workdir / DAMAGED)]):
             raise UserError(
                 f"{self._folder} holds step {best_step}, but this run starts at step {step}, so it would "
                 "replace the best checkpoint of another run: move that folder, or choose another workdir"
             )
-        file = self._folder / "evaluation.json"
-        self._score = _score(json.loads(file.read_text())) if file.exists() else -math.inf
+        self._score = _stored_score(self._folder / "evaluation.json")
 
     def save_if_best(
         self, state: TrainState, iterator: grain.DatasetIterator, result: dict[str, Any]
@@ -135,6 +192,26 @@ class BestCheckpoint:
 
 def _score(result: dict[str, Any]) -> float:
     return result["All"]["pq"] if "All" in result else result["AP"]
+
+
+def _stored_score(file: Path) -> float:
+    """The score of an evaluation; minus infinity if the file is missing or damaged."""
+    if not file.exists():
+        return -math.inf
+    try:
+        return float(_score(parse_json(file.read_bytes(), str(file))))
+    except (OSError, UserError, KeyError, TypeError, ValueError):
+        log(f"{file} is damaged and is ignored: the next evaluation counts as the best so far")
+        return -math.inf
+
+
+def _move_away(step_folder: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    name, copies = step_folder.name, 0
+    while (target / name).exists():
+        copies += 1
+        name = f"{step_folder.name}.{copies}"
+    step_folder.rename(target / name)
 
 
 def save_description(workdir: str | Path, config: ConfigDict, model: Detr, source: Source) -> None:

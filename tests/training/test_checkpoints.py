@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from detr_jax.models.detr import build_model
 from detr_jax.runtime import parallel
 from detr_jax.training.checkpoints import BestCheckpoint, Checkpoints, save_description
 from detr_jax.training.step import TrainState, TrainStep
+from detr_jax.weights.checksums import DamagedCheckpointError
 from detr_jax.weights.runs import latest_step
 
 OPTIMIZER = optax.adam(1e-3)
@@ -101,3 +103,113 @@ def test_the_description_has_the_number_of_classes_of_the_model(tmp_path, tiny_m
     assert json.loads((tmp_path / "config.json").read_text())["model"]["num_classes"] == 14
     assert config.model.num_classes == 0
     assert len(json.loads((tmp_path / "categories.json").read_text())) > 3
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(folder):
+    file = largest_file(folder / "params")
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def flip_a_bit(folder):
+    file = largest_file(folder / "params")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def delete(*parts):
+    def delete_parts(folder):
+        for part in parts:
+            path = folder / part
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return delete_parts
+
+
+def change_position(folder):
+    file = folder / "data" / "process_0-of-1.json"
+    file.write_text(file.read_text().replace("0", "7"))
+
+
+DAMAGES = {
+    "truncated": truncate,
+    "bit flipped": flip_a_bit,
+    "empty folder": empty,
+    "no parameters": delete("params"),
+    "no manifest": delete("params/manifest.ocdbt"),
+    "no metadata": delete("opt_state/_METADATA"),
+    "no checksums": delete("checksums"),
+    "no optimizer state": delete("opt_state"),
+    "other position": change_position,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_older_whole_one_taken(kind, state, batches, tmp_path, capsys):
+    for step in (1, 2, 3):
+        save(tmp_path, state._replace(step=step), batches, keep=3)
+    for step in (2, 3):
+        DAMAGES[kind](tmp_path / "checkpoints" / str(step))
+    checkpoints = Checkpoints(tmp_path, 3)
+    for refuse in (lambda: checkpoints.usable_step(False), lambda: checkpoints.restore(state, batches)):
+        with pytest.raises(DamagedCheckpointError) as error:
+            refuse()
+        message = str(error.value)
+        assert "step 3" in message and "whole is 1, which --config.checkpoint.fallback=True" in message
+        assert "\n" not in message
+    assert checkpoints.usable_step(True) == 1
+    assert "resuming from step 1" in capsys.readouterr().out
+    restored = checkpoints.restore(state, batches)
+    assert restored.step == 1
+    # The step that was damaged can be saved again.
+    checkpoints.save(state._replace(step=2), batches)
+    checkpoints.wait()
+    assert Checkpoints(tmp_path, 3).usable_step(False) == 2
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["2", "3"]
+
+
+def test_parameters_that_are_not_finite_are_damage(state, batches, tmp_path):
+    save(tmp_path, state._replace(step=1, params=jax.tree.map(lambda x: x * np.nan, state.params)), batches)
+    with pytest.raises(DamagedCheckpointError, match="not finite.*no older step is whole"):
+        Checkpoints(tmp_path, 2).usable_step(True)
+
+
+def test_missing_optimizer_state_offers_init_from(state, batches, tmp_path):
+    save(tmp_path, state._replace(step=1), batches)
+    delete("opt_state", "data")(tmp_path / "checkpoints" / "1")
+    message = f"no optimizer state and no position in the data: .*--config.init_from={tmp_path}"
+    with pytest.raises(DamagedCheckpointError, match=message):
+        Checkpoints(tmp_path, 2).usable_step(False)
+
+
+def test_checkpoints_without_checksums_of_older_versions_are_read(state, batches, tmp_path):
+    save(tmp_path, state._replace(step=1), batches)
+    folder = tmp_path / "checkpoints" / "1"
+    delete("checksums")(folder)
+    metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+    del metadata["item_handlers"]["checksums"]
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
+    checkpoints = Checkpoints(tmp_path, 2)
+    assert checkpoints.usable_step(False) == 1
+    assert checkpoints.restore(state, batches).step == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"All": 1}', '{"AP": "x"}', "[]"])
+def test_a_damaged_best_evaluation_is_ignored(content, state, batches, tmp_path, capsys):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "evaluation.json").write_text(content)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "categories.json").write_text("[]")
+    best = BestCheckpoint(tmp_path, 1)
+    assert "evaluation.json is damaged and is ignored" in capsys.readouterr().out.replace("\n", "")
+    best.save_if_best(state._replace(step=1), batches, {"AP": 0.1})
+    assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == {"AP": 0.1}
