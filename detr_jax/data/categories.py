@@ -1,5 +1,8 @@
 """The categories of COCO panoptic, and the JSON form of category lists."""
 
+import re
+import reprlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,6 +10,7 @@ from detr_jax.data.example import Category
 from detr_jax.errors import UserError
 
 _MAX_ID = 2**31 - 1  # labels are int32
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 # Id, name and display colour of the 80 thing and the 53 stuff categories, as in panoptic_val2017.json.
 _THINGS = """
@@ -73,30 +77,55 @@ def from_json(entries: Sequence[Any]) -> tuple[Category, ...]:
       UserError: An entry is not valid, or two entries have the same id.
     """
     categories = [_from_entry(entry) for entry in entries]
-    ids = [category.id for category in categories]
-    repeated = sorted({category_id for category_id in ids if ids.count(category_id) > 1})
+    counts = Counter(category.id for category in categories)
+    repeated = sorted(category_id for category_id, count in counts.items() if count > 1)
     if repeated:
         raise UserError(f"category ids must be unique, but these occur more than once: {repeated}.")
     return tuple(categories)
 
 
+def is_flag(value: Any) -> bool:
+    """Whether a value of a JSON file is 0, 1, true or false."""
+    return type(value) in (int, bool) and value in (0, 1)
+
+
+def is_clean_text(text: str) -> bool:
+    """Whether a text can be encoded, and printed without control characters."""
+    return not _UNPRINTABLE.search(text)
+
+
 def _from_entry(entry: Any) -> Category:
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int) or "name" not in entry:
-        raise UserError(f'every category needs an integer "id" and a "name", but one is {entry}.')
-    category_id = entry["id"]
+    if not isinstance(entry, dict) or type(entry.get("id")) is not int or "name" not in entry:
+        raise UserError(
+            f'every category needs an integer "id" and a "name", but one is {reprlib.repr(entry)}.'
+        )
+    category_id, name = entry["id"], entry["name"]
     if not 0 <= category_id <= _MAX_ID:
-        raise UserError(f"category ids must be from 0 to {_MAX_ID}, but one is {category_id}.")
-    color = entry.get("color") or _default_color(category_id)
+        raise UserError(f"category ids must be from 0 to {_MAX_ID}, but one is {reprlib.repr(category_id)}.")
+    if not isinstance(name, str) or not name or not is_clean_text(name):
+        raise UserError(
+            f'the "name" of category {category_id} must be printable text, not {reprlib.repr(name)}.'
+        )
+    isthing = entry.get("isthing", 1)
+    if not is_flag(isthing):
+        raise UserError(
+            f'the "isthing" of category {category_id} must be 0, 1, true or false, '
+            f"not {reprlib.repr(isthing)}."
+        )
+    color = entry.get("color")
+    if color is None:
+        color = _default_color(category_id)
     if (
         not isinstance(color, list | tuple)
         or len(color) != 3
-        or not all(isinstance(channel, int) and 0 <= channel <= 255 for channel in color)
+        or not all(type(channel) is int and 0 <= channel <= 255 for channel in color)
     ):
         raise UserError(
-            f'the "color" of category {category_id} must be 3 integers from 0 to 255, not {color}.'
+            f'the "color" of category {category_id} must be 3 integers from 0 to 255, '
+            f"not {reprlib.repr(color)}."
         )
     red, green, blue = color
-    return Category(category_id, str(entry["name"]), bool(entry.get("isthing", 1)), (red, green, blue))
+    return Category(category_id, name, bool(isthing), (red, green, blue))
 
 
 def _parse(table: str, isthing: bool) -> tuple[Category, ...]:

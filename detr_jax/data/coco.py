@@ -3,51 +3,19 @@
 The format is described at https://cocodataset.org/#format-data.
 """
 
-import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, Shaped
+from jaxtyping import Bool, Int32, Int64
 from PIL import Image
 
-from detr_jax.data import categories, segment_maps
-from detr_jax.data.coco_check import find_json_problems
-from detr_jax.data.example import Category, Example
+from detr_jax.data import segment_maps
+from detr_jax.data.annotations import read_annotations
+from detr_jax.data.example import Example
 from detr_jax.data.images import decode_image
 from detr_jax.errors import MissingFileError, UserError
-
-Entry = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Annotations:
-    """All annotations of a dataset in a few arrays, which take 21 bytes per segment.
-
-    Attributes:
-      image_ids: Ids of the images, ascending.
-      image_files: File names of the images, relative to the image folder.
-      panoptic_files: File names of the PNGs, relative to the folder of PNGs.
-      sizes: Height and width of each image in pixels.
-      offsets: Bounds of the segments of each image: those of image i are `offsets[i]:offsets[i + 1]`.
-      ids: Id of each segment in the PNG of its image.
-      labels: Category id of each segment.
-      areas: Area of each segment in pixels.
-      iscrowd: Whether each segment is a crowd region.
-    """
-
-    image_ids: Int64[np.ndarray, " images"]
-    image_files: Shaped[np.ndarray, " images"]
-    panoptic_files: Shaped[np.ndarray, " images"]
-    sizes: Int32[np.ndarray, "images 2"]
-    offsets: Int64[np.ndarray, " images+1"]
-    ids: Int64[np.ndarray, " segments"]
-    labels: Int32[np.ndarray, " segments"]
-    areas: Int64[np.ndarray, " segments"]
-    iscrowd: Bool[np.ndarray, " segments"]
 
 
 class CocoPanoptic:
@@ -171,85 +139,6 @@ def make_example(
         file_name=file_name,
     )
     return segment_maps.keep_segments(example, present)
-
-
-def read_annotations(path: Path) -> tuple[tuple[Category, ...], Annotations]:
-    """Reads a COCO panoptic annotation file.
-
-    Args:
-      path: JSON file.
-
-    Returns:
-      The categories; the annotations, ordered by image id.
-
-    Raises:
-      UserError: The file is damaged, has another format, or contradicts itself.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Download it again or rewrite it.") from error
-    missing = {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ())
-    if missing:
-        raise UserError(
-            f"{path} has no {', '.join(sorted(missing))}, so it is not a COCO panoptic annotation file "
-            "(the format is described at https://cocodataset.org/#format-data)."
-        )
-    try:
-        known = categories.from_json(content["categories"])
-        stored = _to_arrays(_match_images_and_annotations(content["images"], content["annotations"]))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (LookupError, TypeError, ValueError, OverflowError) as error:
-        # For speed, the fields of entries are not checked in advance; the faulty one is located only now.
-        problem = next(find_json_problems(content), None)
-        if problem is None:
-            raise
-        raise UserError(f"{path}: {problem}") from error
-    unknown = np.setdiff1d(stored.labels, [category.id for category in known])
-    if len(unknown):
-        raise UserError(f"{path}: segments have category ids that are not listed: {unknown.tolist()}.")
-    return known, stored
-
-
-def _match_images_and_annotations(
-    images: Sequence[Entry], annotations: Sequence[Entry]
-) -> list[tuple[Entry, Entry]]:
-    """Every image with its annotation, by image id."""
-    annotation_of = {entry["image_id"]: entry for entry in annotations}
-    if len(annotation_of) < len(annotations):
-        raise UserError("an image has several annotations; merge them.")
-    images = sorted(images, key=lambda entry: entry["id"])
-    for entry in images:
-        if entry["id"] not in annotation_of:
-            name = f"{entry['file_name']} (id {entry['id']})"
-            raise UserError(f'image {name} has no annotation. Add one, or remove the image from "images".')
-    if len(images) != len(annotations):
-        orphans = sorted(set(annotation_of) - {entry["id"] for entry in images})
-        if not orphans:
-            raise UserError('several entries of "images" have the same id.')
-        name = f"{annotation_of[orphans[0]]['file_name']} (image id {orphans[0]})"
-        raise UserError(f'annotation {name} belongs to no entry of "images".')
-    return [(entry, annotation_of[entry["id"]]) for entry in images]
-
-
-def _to_arrays(pairs: Sequence[tuple[Entry, Entry]]) -> Annotations:
-    images, annotations = [image for image, _ in pairs], [annotation for _, annotation in pairs]
-    counts = [len(entry["segments_info"]) for entry in annotations]
-    segments = [segment for entry in annotations for segment in entry["segments_info"]]
-    sizes = np.array([(entry["height"], entry["width"]) for entry in images], np.int32)
-    return Annotations(
-        image_ids=np.array([entry["id"] for entry in images], np.int64),
-        # Arrays, since references to the strings would keep the memory of the parsed JSON from being freed.
-        image_files=np.array([entry["file_name"] for entry in images], str),
-        panoptic_files=np.array([entry["file_name"] for entry in annotations], str),
-        sizes=sizes.reshape(-1, 2),
-        offsets=np.cumsum([0, *counts]),
-        ids=np.array([segment["id"] for segment in segments], np.int64),
-        labels=np.array([segment["category_id"] for segment in segments], np.int32),
-        areas=np.array([segment["area"] for segment in segments], np.int64),
-        iscrowd=np.array([segment.get("iscrowd", 0) for segment in segments], bool),
-    )
 
 
 def _check_paths_exist(root: Path, split: str, paths: Sequence[Path]) -> None:

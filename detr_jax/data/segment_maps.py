@@ -11,13 +11,13 @@ from detr_jax.data.example import Example
 from detr_jax.errors import UserError
 
 MAX_SEGMENTS = 255  # the numbers of a uint8 map other than 0, which is void
-_MAX_ID = (1 << 24) - 1  # three bytes
+MAX_SEGMENT_ID = (1 << 24) - 1  # the largest number of three bytes
 
 
 def ids_from_png(png: Image.Image) -> UInt32[np.ndarray, "height width"]:
     """Decodes the segment ids of a COCO panoptic PNG: id = R + 256 G + 256^2 B."""
     # The four bytes of an RGBA pixel, read as one little-endian integer, are the id with alpha above it.
-    return np.asarray(png.convert("RGBA")).view("<u4")[..., 0] & _MAX_ID
+    return np.asarray(png.convert("RGBA")).view("<u4")[..., 0] & MAX_SEGMENT_ID
 
 
 def png_from_ids(ids: Integer[np.ndarray, "height width"]) -> Image.Image:
@@ -39,10 +39,12 @@ def number_segments(
     """
     if len(ids) > MAX_SEGMENTS:
         raise UserError(f"it has {len(ids)} segments; at most {MAX_SEGMENTS} per image are supported")
-    if len(ids) and not 0 <= ids.min() <= ids.max() <= _MAX_ID:
-        raise UserError(f"it has a segment id outside 0 to {_MAX_ID}, the ids that a PNG pixel can encode")
+    if len(ids) and not 0 <= ids.min() <= ids.max() <= MAX_SEGMENT_ID:
+        raise UserError(
+            f"it has a segment id outside 0 to {MAX_SEGMENT_ID}, the ids that a PNG pixel can encode"
+        )
     # A table of all 2^24 ids is cheap: the operating system allocates only the pages that are accessed.
-    table = np.zeros(_MAX_ID + 1, np.uint8)
+    table = np.zeros(MAX_SEGMENT_ID + 1, np.uint8)
     table[ids] = np.arange(1, len(ids) + 1)
     return table[id_map]
 

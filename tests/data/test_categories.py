@@ -30,6 +30,12 @@ def test_missing_isthing_means_thing_and_missing_colours_differ():
     assert first.color != second.color
 
 
+@pytest.mark.parametrize("isthing", [0, 1, False, True])
+def test_isthing_is_a_number_or_a_truth_value(isthing):
+    (category,) = from_json([{"id": 1, "name": "cell", "isthing": isthing}])
+    assert category.isthing is bool(isthing)
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -39,6 +45,15 @@ def test_missing_isthing_means_thing_and_missing_colours_differ():
         ([{"id": 1, "name": "a", "color": [1, 2]}], r"color.*not \[1, 2\]"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], r"unique.*\[1\]"),
         ([{"id": -1, "name": "a"}], "-1"),
+        ([{"id": True, "name": "a"}], 'an integer "id"'),
+        ([{"id": 1.0, "name": "a"}], 'an integer "id"'),
+        ([{"id": 10**30, "name": "a"}], "must be from 0 to 2147483647"),
+        ([{"id": 1, "name": None}], '"name" of category 1 must be printable text, not None'),
+        ([{"id": 1, "name": "a\x1b[2J"}], "must be printable text"),
+        ([{"id": 1, "name": "a", "isthing": "no"}], "\"isthing\" of category 1 must be 0, 1, .* not 'no'"),
+        ([{"id": 1, "name": "a", "isthing": None}], '"isthing" of category 1 must be 0, 1'),
+        ([{"id": 1, "name": "a", "isthing": 2}], '"isthing" of category 1 must be 0, 1'),
+        ([{"id": 1, "name": "a", "isthing": 1.0}], '"isthing" of category 1 must be 0, 1'),
     ],
 )
 def test_rejects_incomplete_invalid_and_repeated_entries(entries, message):

@@ -100,7 +100,8 @@ def test_names_missing_images(coco_folder, drawn):
             "an image has several annotations",
         ),
         (lambda content: content.pop("categories"), "has no categories"),
-        (lambda content: content["categories"].clear(), r"not listed: \[\d+"),
+        (lambda content: content["categories"].clear(), "the list of categories is empty"),
+        (lambda content: content["categories"].pop(), r"segment \d+ has category \d+, which is not listed"),
         (
             lambda content: content["images"][0].pop("width"),
             r"images\[0\]: missing or invalid width \(integer from 1\)",
@@ -173,8 +174,16 @@ def test_names_files_of_another_size_than_annotated(coco_folder, drawn):
         source[3]
 
 
-def test_rejects_an_image_with_too_many_segments_on_access(coco_folder):
-    segments = [{"id": i, "category_id": 1, "area": 9, "iscrowd": 0} for i in range(256)]
+def test_rejects_an_image_with_too_many_segments_at_the_start(coco_folder):
+    segments = [{"id": i, "category_id": 1, "area": 9, "iscrowd": 0} for i in range(1, 257)]
     _edit_json(coco_folder, lambda content: content["annotations"][0].update(segments_info=segments))
-    with pytest.raises(UserError, match="100.png: it has 256 segments"):
-        CocoPanoptic(coco_folder)[4]
+    with pytest.raises(UserError, match="image 100: 256 segments; at most 255 per image are supported"):
+        CocoPanoptic(coco_folder)
+
+
+def test_names_an_annotation_file_that_is_nested_too_deeply(coco_folder):
+    path = coco_folder / "annotations" / "panoptic_val2017.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="panoptic_val2017.json is damaged .*nested too deeply") as raised:
+        CocoPanoptic(coco_folder)
+    assert "\n" not in str(raised.value)
