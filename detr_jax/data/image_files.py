@@ -45,6 +45,7 @@ _DECODING_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+_RESTORE = "Restore the file, or save it again as PNG or JPEG."
 _EXIF_ORIENTATION = 0x0112
 # By EXIF orientation: how a stored image is turned upright, and how that is undone.
 TURNS = {
@@ -131,7 +132,7 @@ def load_stored(image: Image.Image, name: str | Path) -> Image.Image:
     try:
         image.load()
     except _DECODING_ERRORS as error:
-        raise UserError(f"{name} cannot be read as an image: {_one_line(error)}") from error
+        raise UserError(f"{name} cannot be read as an image: {_one_line(error)}. {_RESTORE}") from error
     if orientation not in _TURNS_BACK:
         return image
     stored = image.transpose(_TURNS_BACK[orientation])
@@ -169,4 +170,4 @@ def _too_large(problem: str, rules: ImageRules) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
