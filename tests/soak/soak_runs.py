@@ -1,0 +1,139 @@
+"""Whole training runs in processes of their own, which the tests watch and kill.
+
+`python tests/soak/soak_runs.py WORKDIR steps=40 data.threads=2` trains the run of `soak_config`.
+"""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+TIMINGS = ("images_per_second", "seconds")
+STEPS_PER_EPOCH = 4
+
+
+def number_from(variable: str, default: int) -> int:
+    """A count from the environment, so that the same test can run for longer by hand."""
+    return int(os.environ.get(variable, default))
+
+
+def start_run(workdir: Path, **fields: Any) -> subprocess.Popen[str]:
+    """Starts a run; `fields` are config fields, with __ for the dot."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    changes = [f"{name.replace('__', '.')}={value!r}" for name, value in fields.items()]
+    with (workdir.parent / f"{workdir.name}.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-u", __file__, str(workdir), *changes], stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def printed(workdir: Path) -> str:
+    """Everything that the runs in a workdir have printed."""
+    return (workdir.parent / f"{workdir.name}.log").read_text()
+
+
+def finish(run: subprocess.Popen[str], workdir: Path, timeout: float = 1800) -> None:
+    """Waits for a run, which must succeed."""
+    assert run.wait(timeout) == 0, printed(workdir)[-3000:]
+
+
+def wait_for(run: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 0.0) -> bool:
+    """Waits until a condition holds, and then `seconds` longer; False if the run ends before."""
+    while not condition():
+        if run.poll() is not None:
+            return False
+        time.sleep(0.002)
+    time.sleep(seconds)
+    return run.poll() is None
+
+
+def records(workdir: Path) -> list[dict[str, float]]:
+    """The complete records of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def newest_step(workdir: Path) -> int:
+    """The last step in metrics.jsonl, 0 without one."""
+    return int(max((record["step"] for record in records(workdir)), default=0))
+
+
+class Outcome(NamedTuple):
+    """What a run leaves behind, without times.
+
+    Attributes:
+      metrics: Distinct records of metrics.jsonl. A step evaluated again after a kill adds an equal one.
+      arrays: Parameters and optimizer state of the newest and of the best checkpoint, by path.
+      position: Position in the data, as text.
+      files: Results and descriptions, as text.
+    """
+
+    metrics: list[str]
+    arrays: dict[str, bytes]
+    position: str
+    files: dict[str, str]
+
+
+def outcome(workdir: Path) -> Outcome:
+    """Reads what a finished run left behind."""
+    metrics = [
+        json.dumps({name: value for name, value in record.items() if name not in TIMINGS})
+        for record in records(workdir)
+    ]
+    arrays: dict[str, bytes] = {}
+    position = ""
+    for folder in (workdir / "checkpoints", workdir / "best" / "checkpoints"):
+        newest = folder / str(max(int(path.name) for path in folder.iterdir() if path.name.isdigit()))
+        for item in ("params", "opt_state"):
+            flat = ocp.utils.to_flat_dict(ocp.StandardCheckpointer().restore(newest / item))
+            for path, leaf in flat.items():
+                arrays[f"{folder}/{item}/{path}".removeprefix(str(workdir))] = np.asarray(leaf).tobytes()
+        position += newest.name + "".join(
+            file.read_text() for file in sorted((newest / "data").rglob("*")) if file.is_file()
+        )
+    names = ("config.json", "categories.json", "evaluation.json", "best/evaluation.json")
+    return Outcome(
+        list(dict.fromkeys(metrics)), arrays, position, {name: (workdir / name).read_text() for name in names}
+    )
+
+
+def assert_same(found: Outcome, expected: Outcome) -> None:
+    """Compares two outcomes bit for bit, and names what differs."""
+    assert found.metrics == expected.metrics
+    assert found.arrays.keys() == expected.arrays.keys()
+    different = [name for name, value in found.arrays.items() if value != expected.arrays[name]]
+    assert not different
+    assert found.position == expected.position
+    assert found.files == expected.files
+
+
+def soak_config(changes: list[str]) -> Any:
+    """A tiny run with dropout, crops, random mask targets, evaluations and saves."""
+    from tiny import small_run
+
+    config = small_run()
+    config.model.num_decoder_layers, config.model.dropout, config.loss.mask_targets = 1, 0.1, 1
+    config.data.train_scales, config.data.crop_probability = (48, 64), 0.5
+    config.data.crop_scales, config.data.crop_range = (64,), (40, 60)
+    config.data.train_count, config.batch_size = 4 * STEPS_PER_EPOCH, 4
+    config.eval.threshold = 0.0
+    for change in changes:
+        name, _, value = change.partition("=")
+        config.update_from_flattened_dict({name: ast.literal_eval(value)})
+    return config
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+    from detr_jax.training.loop import train
+
+    train(soak_config(sys.argv[2:]), sys.argv[1])
