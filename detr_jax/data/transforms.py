@@ -5,6 +5,7 @@ The final sizes of a whole epoch are thus known without decoding an image, so ba
 """
 
 import dataclasses
+import sys
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
@@ -15,6 +16,9 @@ from detr_jax.data.example import Example, Size, pixel_corners
 from detr_jax.data.segment_maps import keep_segments
 
 Crop = tuple[int, int, int, int]  # top, left, height, width
+
+# Length over width of an image beyond which it is not enlarged to a whole scale before a crop.
+_MAX_ASPECT = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +92,10 @@ class Plan:
 def resized_size(size: Size, scale: int, max_size: int | None = None) -> Size:
     """Scales a size so that its shorter side is `scale`, or less if the longer would exceed `max_size`.
 
-    This is `get_size_with_aspect_ratio` of the original, with the same rounding: the longer side is
-    truncated, and can exceed `max_size` by a few pixels for very elongated images.
+    This is `get_size_with_aspect_ratio` of the original, which truncates the longer side, within bounds.
+    The original exceeds `max_size` by a few pixels for some images more than twice as long as wide, and loses
+    the shorter side of images more than `2 * max_size` times as long. Here, the longer side is at most
+    `max_size`, and no side is less than 1.
 
     Args:
       size: Height and width.
@@ -98,13 +104,14 @@ def resized_size(size: Size, scale: int, max_size: int | None = None) -> Size:
     """
     height, width = size
     short, long = float(min(size)), float(max(size))
-    if max_size is not None and long / short * scale > max_size:
-        scale = round(max_size * short / long)
+    limit = sys.maxsize if max_size is None else max_size
+    if long / short * scale > limit:
+        scale = max(round(limit * short / long), 1)
     if min(size) == scale:
-        return size
+        return min(height, limit), min(width, limit)
     if width < height:
-        return int(scale * height / width), scale
-    return scale, int(scale * width / height)
+        return min(int(scale * height / width), limit), scale
+    return scale, min(int(scale * width / height), limit)
 
 
 def plan_train(size: Size, rng: np.random.Generator, settings: TrainTransform) -> Plan:
@@ -114,7 +121,7 @@ def plan_train(size: Size, rng: np.random.Generator, settings: TrainTransform) -
     if rng.random() < settings.crop_probability:
         crop_from = size
         if settings.crop_scales:
-            crop_from = resized_size(size, _choice(rng, settings.crop_scales))
+            crop_from = _size_before_crop(size, _choice(rng, settings.crop_scales))
         crop = _draw_crop(crop_from, rng, settings.crop_range)
         size = crop[2:]
     if settings.scales:
@@ -226,6 +233,15 @@ def _crop_boxes(
     return relative.astype(np.float32), visible
 
 
+def _size_before_crop(size: Size, scale: int) -> Size:
+    """The size to which an image is resized before it is cropped.
+
+    The original does not limit the longer side, which is then 1.6 million pixels for an image of 4000 x 1 and
+    a scale of 400. Only images more than `_MAX_ASPECT` times as long as wide are affected by the limit.
+    """
+    return resized_size(size, scale, _MAX_ASPECT * scale)
+
+
 def _draw_crop(size: Size, rng: np.random.Generator, crop_range: tuple[int, int]) -> Crop:
     width, height = (_draw_side(length, rng, crop_range) for length in reversed(size))
     top, left = rng.integers(size[0] - height, endpoint=True), rng.integers(size[1] - width, endpoint=True)
@@ -241,7 +257,7 @@ def _draw_side(length: int, rng: np.random.Generator, crop_range: tuple[int, int
 def _possible_crops(sizes: set[Size], settings: TrainTransform) -> set[Size]:
     """Sizes of all crops that images of these sizes can get."""
     if settings.crop_scales:
-        sizes = {resized_size(size, scale) for size in sizes for scale in settings.crop_scales}
+        sizes = {_size_before_crop(size, scale) for size in sizes for scale in settings.crop_scales}
     low, high = settings.crop_range
     possible = np.zeros((high + 1, high + 1), bool)
     for height, width in sizes:

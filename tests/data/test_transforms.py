@@ -193,3 +193,89 @@ def test_a_crop_drops_segments_outside_it():
 def test_evaluation_without_a_scale_keeps_the_size(example):
     plan = plan_eval((96, 128), EvalTransform(scale=None, max_size=None))
     assert apply(example, plan).image is example.image
+
+
+def _original_size(size, scale, max_size):
+    """`get_size_with_aspect_ratio` of the original."""
+    height, width = size
+    short, long = float(min(size)), float(max(size))
+    if long / short * scale > max_size:
+        scale = round(max_size * short / long)
+    if min(size) == scale:
+        return size
+    return (int(scale * height / width), scale) if width < height else (scale, int(scale * width / height))
+
+
+def _random_sizes(count):
+    """Sizes of all aspect ratios up to 20000, both ways."""
+    random = np.random.default_rng(0)
+    return np.exp(random.uniform(0, np.log(20000), (count, 2))).astype(int)
+
+
+def test_no_side_is_lost_or_exceeds_the_maximum():
+    thin = [(1, 4000), (4000, 1), (2, 4000), (1, 1), (1, 1333), (3, 1334), (1, 100_000), (65_500, 24)]
+    for height, width in [*thin, *_random_sizes(2000).tolist()]:
+        for scale, max_size in ((800, 1333), (64, 64), (480, 1333), (1, 1), (7, 3)):
+            resized = resized_size((height, width), scale, max_size)
+            assert 1 <= min(resized) <= scale and max(resized) <= max_size
+            original = _original_size((height, width), scale, max_size)
+            # The original exceeds the maximum only for images at least twice as long as wide.
+            if max(height, width) < 2 * min(height, width):
+                assert resized == original
+            if min(original) >= 1 and max(original) <= max_size:
+                assert resized == original
+
+
+def test_thin_images_keep_both_sides_in_evaluation():
+    settings = EvalTransform.from_config(default_config().data)
+    assert plan_eval((1, 4000), settings).size == (1, 1333)
+    thin = np.arange(4000, dtype=np.uint8).reshape(1, 4000)
+    assert resize_image(np.repeat(thin[..., None], 3, -1), (1, 1333)).shape == (1, 1333, 3)
+    assert resize_map(thin, (1, 1333)).shape == (1, 1333)
+
+
+@pytest.mark.parametrize("name", ["default", "small", "without crop scales"])
+def test_plans_of_thin_images_agree_with_the_greatest_sizes(name):
+    small = train_transform(scales=(30, 64), max_size=64, crop_scales=(20, 40), crop_range=(10, 50))
+    settings = {
+        "default": TrainTransform.from_config(default_config().data),
+        "small": small,
+        "without crop scales": dataclasses.replace(small, crop_scales=()),
+    }[name]
+    largest_before_crop = 32 * max(settings.crop_scales or (1,)) * max(settings.crop_scales or (20000,))
+    for height, width in [
+        (1, 4000),
+        (4000, 1),
+        (30, 2000),
+        *_random_sizes(3 if name == "default" else 60).tolist(),
+    ]:
+        greatest = np.array(sorted(greatest_sizes(np.array([[height, width]]), settings)))
+        for seed in range(10):
+            plan = plan_train((height, width), np.random.default_rng(seed), settings)
+            assert min(plan.size) >= 1 and max(plan.size) <= settings.max_size
+            assert (greatest >= plan.size).all(1).any()
+            if plan.crop:
+                top, left, crop_height, crop_width = plan.crop
+                assert min(top, left) >= 0 and min(crop_height, crop_width) >= 1
+                assert top + crop_height <= plan.crop_from[0] and left + crop_width <= plan.crop_from[1]
+                if settings.crop_scales:
+                    assert np.prod(plan.crop_from) <= largest_before_crop
+
+
+def test_thin_images_are_transformed_within_little_memory(example):
+    example = dataclasses.replace(
+        example,
+        image=np.zeros((1, 4000, 3), np.uint8),
+        segment_map=np.ones((1, 4000), np.uint8),
+        labels=example.labels[:1],
+        boxes=np.array([[0.5, 0.5, 1, 1]], np.float32),
+        areas=np.array([4000]),
+        iscrowd=np.zeros(1, bool),
+        orig_size=(1, 4000),
+    )
+    settings = TrainTransform.from_config(default_config().data)
+    settings = dataclasses.replace(settings, crop_probability=1.0)
+    for seed in range(3):
+        plan = plan_train((1, 4000), np.random.default_rng(seed), settings)
+        done = apply(example, plan)
+        assert done.image.shape == (*plan.size, 3) and np.isfinite(done.boxes).all()
