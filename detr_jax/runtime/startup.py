@@ -33,9 +33,12 @@ def enable_compilation_cache() -> None:
 def exit_with_message() -> Iterator[None]:
     """Exits with status 1 and `error: MESSAGE` on stderr if a `UserError` is raised.
 
-    Any other exception keeps its traceback.
+    Ctrl-C exits with status 130, as shells expect. Any other exception keeps its traceback.
     """
     try:
         yield
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -74,6 +74,13 @@ def test_other_errors_pass_through(error):
         raise error("a bug")
 
 
+def test_ctrl_c_exits_as_shells_expect(capsys):
+    with pytest.raises(SystemExit) as left, exit_with_message():
+        raise KeyboardInterrupt
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_bug_of_the_package_keeps_its_traceback():
     done = run(PLANTED)
     assert done.returncode == 1
