@@ -19,7 +19,7 @@ from detr_jax.data.pipeline import eval_data, load_source
 from detr_jax.errors import UserError
 from detr_jax.evaluation.average_precision import CocoDetection
 from detr_jax.evaluation.panoptic_quality import GROUPS, OfficialPanopticQuality, PanopticQuality
-from detr_jax.inference.detections import detections
+from detr_jax.inference.detections import describe_dropped, detections
 from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.detr import Detr, Params
@@ -136,10 +136,12 @@ def evaluate_panoptic(
       UserError: The backend cannot be used.
     """
     quality = make_quality(segmenter.categories, backend)
+    dropped: list[int] = []
     for batch, examples in batches:
         assert batch.orig_size is not None  # on the host
         predictions, _ = segmenter.segment(batch.image, batch.size, batch.orig_size)
         pairs = list(zip(examples, predictions, strict=False))  # the last batch is padded
+        dropped += [prediction.not_finite for _, prediction in pairs]
         if isinstance(quality, PanopticQuality):
             _add_overlaps(quality, pairs)
         else:
@@ -149,6 +151,7 @@ def evaluate_panoptic(
         if on_image is not None:
             for example, prediction in pairs:
                 on_image(example, prediction)
+    _log_dropped(dropped)
     if isinstance(quality, PanopticQuality):
         quality.counts = np.sum(parallel.gather(quality.counts), axis=0)
     return quality.result(), quality.table()
@@ -165,11 +168,14 @@ def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, 
       The result over all processes, see `CocoDetection.result`.
     """
     metric = CocoDetection(segmenter.categories)
+    dropped: list[int] = []
     for batch, examples in batches:
         outputs, _ = segmenter.detect(batch.image, batch.size)
         for index, example in enumerate(examples):
             found = detections(outputs.logits[index], outputs.boxes[index], example.orig_size)
             metric.update(example, *found)
+            dropped.append(len(outputs.logits[index]) - len(found.scores))
+    _log_dropped(dropped)
     total = CocoDetection(segmenter.categories)
     for part in parallel.gather(metric):
         total.merge(part)
@@ -197,6 +203,13 @@ def make_quality(categories: tuple[Category, ...], backend: str) -> PanopticQual
             )
         return OfficialPanopticQuality(categories)
     raise UserError(f"eval.backend is {backend!r}: must be 'stream' or 'panopticapi'")
+
+
+def _log_dropped(counts: list[int]) -> None:
+    """Logs how many queries of all processes were dropped as not finite, given those of each image."""
+    found = [count for part in parallel.gather(counts) for count in part if count]
+    if found:
+        log(describe_dropped(sum(found), len(found)))
 
 
 def _add_overlaps(quality: PanopticQuality, pairs: list[tuple[Example, DeviceSegmentation]]) -> None:

@@ -10,7 +10,7 @@ from detr_jax.data.example import pixel_corners
 
 
 class Detections(NamedTuple):
-    """One detection per query.
+    """One detection per query that is finite.
 
     Attributes:
       boxes: Corners x0, y0, x1, y1 in pixels.
@@ -18,9 +18,9 @@ class Detections(NamedTuple):
       labels: Most likely class other than "no object", a category id.
     """
 
-    boxes: Float32[np.ndarray, "queries 4"]
-    scores: Float32[np.ndarray, " queries"]
-    labels: Int[np.ndarray, " queries"]
+    boxes: Float32[np.ndarray, "detections 4"]
+    scores: Float32[np.ndarray, " detections"]
+    labels: Int[np.ndarray, " detections"]
 
 
 def detections(
@@ -30,13 +30,24 @@ def detections(
 ) -> Detections:
     """Converts every query to a detection, as the original `PostProcess` does.
 
-    No query is dropped, since average precision ranks all of them.
+    No query is dropped, since average precision ranks all of them, except those with a class logit or box
+    that is not finite.
 
     Args:
       logits: Class scores of one image before the softmax; the last class is "no object".
       boxes: cx, cy, w, h relative to the image.
       orig_size: Height and width of the image, in pixels.
     """
-    probabilities = special.softmax(logits.astype(np.float32), -1)[:, :-1]
-    corners = pixel_corners(boxes, orig_size).astype(np.float32)
+    finite = np.isfinite(logits).all(-1) & np.isfinite(boxes).all(-1)
+    probabilities = special.softmax(logits[finite].astype(np.float32), -1)[:, :-1]
+    corners = pixel_corners(boxes[finite], orig_size).astype(np.float32)
     return Detections(corners, probabilities.max(-1), probabilities.argmax(-1))
+
+
+def describe_dropped(count: int, images: int = 1) -> str:
+    """A warning about queries that were dropped because an output is not finite."""
+    queries = "1 query" if count == 1 else f"{count} queries"
+    return (
+        f"dropped {queries} of {images} {'image' if images == 1 else 'images'} with outputs that are not "
+        "finite: the parameters have diverged, or overflow in model.dtype"
+    )

@@ -29,6 +29,7 @@ class DeviceSegmentation:
       segments_info: One dict per segment, see `PanopticSegmentation`; segments are numbered from 1 in this
         order.
       categories: Categories that `category_id` refers to.
+      not_finite: Number of queries that were dropped because a class or mask logit is not finite.
     """
 
     canvas: Int16[Array | np.ndarray, "batch canvas_height canvas_width"]
@@ -37,6 +38,7 @@ class DeviceSegmentation:
     columns: Int[np.ndarray, " width"]
     segments_info: list[dict[str, Any]]
     categories: tuple[Category, ...]
+    not_finite: int = 0
 
     def fetch(self) -> PanopticSegmentation:
         """Copies the segmentation to the host and resizes it to the original size."""

@@ -26,7 +26,7 @@ from scipy.special import softmax
 
 from detr_jax.data.example import Category
 from detr_jax.inference.device_segmentation import DeviceSegmentation
-from detr_jax.inference.voting import distinct_pairs, vote_until_stable
+from detr_jax.inference.voting import distinct_pairs, finite_pairs, vote_until_stable
 from detr_jax.models.mask_head import MASK_STRIDE
 
 
@@ -75,7 +75,7 @@ def surviving_queries(
     """Queries whose most likely class other than "no object" has a probability above `threshold`.
 
     The original also requires that class to be more likely than "no object". This differs only for thresholds
-    below 0.5.
+    below 0.5. Queries with a logit that is not finite are dropped.
 
     Args:
       logits: Class scores of one image before the softmax; the last class is "no object".
@@ -84,9 +84,11 @@ def surviving_queries(
         133 categories.
     """
     logits = np.asarray(logits, np.float32)
+    finite = np.isfinite(logits).all(-1)
+    logits = np.where(finite[:, None], logits, 0)
     classes = logits[:, :-1].argmax(-1)
     scores = softmax(logits, -1)[np.arange(len(logits)), classes]
-    survives = scores > threshold
+    survives = finite & (scores > threshold)
     if categories is not None:
         survives &= np.isin(classes, [category.id for category in categories])
     queries = np.flatnonzero(survives)
@@ -124,7 +126,8 @@ def fuse(
 ) -> list[DeviceSegmentation]:
     """Fuses the masks of a batch into one panoptic segmentation per image.
 
-    Neither padded pairs nor padded pixels change a result. The computation runs on the device of the mask
+    Neither padded pairs nor padded pixels change a result. Pairs with a mask logit that is not finite are
+    dropped, as if they had not survived. The computation runs on the device of the mask
     logits, and is compiled once per device and shape of the mask logits.
 
     Args:
@@ -145,19 +148,29 @@ def fuse(
     if not len(pairs.image):
         return [_void(orig_size, categories) for orig_size in orig_sizes.tolist()]
     sizes = processed_sizes.astype(np.int32)
+    finite = finite_pairs(mask_logits, _pad(pairs.image, len(mask_logits), fill=-1), sizes)
+    voters: Array | np.ndarray = finite
     if rules.duplicate_iou < 1:
-        pairs = _without_duplicates(pairs, mask_logits, sizes, rules.duplicate_iou)
+        distinct = _distinct(pairs, finite, mask_logits, sizes, rules.duplicate_iou)
+        pairs = pairs._replace(image=np.where(distinct, pairs.image, -1))
+        voters = _pad(pairs.image, len(mask_logits), fill=-1)
     axes = [
         _Axes(nearest_indices(height, orig_height), nearest_indices(width, orig_width))
         for (height, width), (orig_height, orig_width) in zip(
             sizes.tolist(), orig_sizes.tolist(), strict=True
         )
     ]
-    canvas, areas, visible = _vote(pairs, mask_logits, sizes, axes, isthing, rules.merge_stuff)
-    areas, visible = jax.device_get((areas, visible))
+    canvas, areas, visible = _vote(pairs, voters, mask_logits, sizes, axes, isthing, rules.merge_stuff)
+    areas, visible, finite = jax.device_get((areas, visible, finite))
+    dropped = _dropped(survivors, finite)
     return [
         DeviceSegmentation(
-            canvas, index, *image_axes, _segments_info(index, pairs, areas, visible, isthing), categories
+            canvas,
+            index,
+            *image_axes,
+            _segments_info(index, pairs, areas, visible, isthing),
+            categories,
+            dropped[index],
         )
         for index, image_axes in enumerate(axes)
     ]
@@ -199,26 +212,28 @@ def _void(orig_size: Sequence[int], categories: tuple[Category, ...]) -> DeviceS
     return DeviceSegmentation(np.zeros((1, 1, 1), np.int16), 0, rows, columns, [], categories)
 
 
-def _without_duplicates(
+def _dropped(survivors: Sequence[Survivors], finite: Int[np.ndarray, " padded_pairs"]) -> list[int]:
+    """Number of survivors of each image whose mask logits are not finite."""
+    kept = np.bincount(finite[finite >= 0], minlength=len(survivors)).tolist()
+    return [len(found.queries) - count for found, count in zip(survivors, kept, strict=True)]
+
+
+def _distinct(
     pairs: _Pairs,
-    mask_logits: Float[Array | np.ndarray, "pairs height width"],
+    image: Int[Array, " padded_pairs"],
+    mask_logits: Float[Array | np.ndarray, "padded_pairs height width"],
     sizes: Int32[np.ndarray, "batch 2"],
     duplicate_iou: float,
-) -> _Pairs:
-    """The pairs, except that a duplicate of a pair with a better score does not vote."""
-    count = len(mask_logits)
-    distinct = distinct_pairs(
-        mask_logits,
-        _pad(pairs.image, count, fill=-1),
-        np.pad(pairs.scores, (0, count - len(pairs.scores))),
-        sizes,
-        np.float32(duplicate_iou),
-    )
-    return pairs._replace(image=np.where(np.asarray(distinct)[: len(pairs.image)], pairs.image, -1))
+) -> Bool[np.ndarray, " pairs"]:
+    """Whether each pair is neither dropped nor a duplicate of a pair with a better score."""
+    scores = np.pad(pairs.scores, (0, len(mask_logits) - len(pairs.scores)))
+    distinct = distinct_pairs(mask_logits, image, scores, sizes, np.float32(duplicate_iou))
+    return np.asarray(distinct)[: len(pairs.image)]
 
 
 def _vote(
     pairs: _Pairs,
+    voters: Int[Array | np.ndarray, " padded_pairs"],
     mask_logits: Float[Array | np.ndarray, "pairs height width"],
     sizes: Int32[np.ndarray, "batch 2"],
     axes: Sequence[_Axes],
@@ -232,7 +247,7 @@ def _vote(
     later_votes = first_votes if merge_stuff == "always" else np.arange(len(first_votes))
     return vote_until_stable(
         mask_logits,
-        _pad(pairs.image, count, fill=-1),
+        voters,
         _pad(first_votes, count),
         _pad(later_votes, count),
         sizes,

@@ -1,6 +1,7 @@
 """Runs a trained model on single images: panoptic segmentations, boxes, or the raw outputs of all queries."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from detr_jax.data.example import Category, coco_bbox
 from detr_jax.data.images import ImageLike, pad_images, read_image, resize_for_eval, static_shape
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
-from detr_jax.inference.detections import detections
+from detr_jax.inference.detections import describe_dropped, detections
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.detr import Detr, Params, build_model
 from detr_jax.models.mask_head import MASK_STRIDE
@@ -130,6 +131,8 @@ class Predictor:
     def __call__(self, image: ImageLike) -> PanopticSegmentation:
         """The panoptic segmentation of an image, at its original size.
 
+        Queries whose class or mask logits are not finite become no segments, with a warning.
+
         Args:
           image: Path, PIL image, or RGB array, uint8 (height, width, 3).
 
@@ -142,10 +145,13 @@ class Predictor:
         pixels = read_image(image)
         canvas, size = self._prepare(pixels)
         (segmentation,), _ = self._segmenter.segment(canvas, size, np.array([pixels.shape[:2]], np.int32))
+        _warn_of_dropped(segmentation.not_finite)
         return segmentation.fetch()
 
     def detect(self, image: ImageLike, threshold: float = 0.7) -> list[dict[str, Any]]:
         """Detects the things in an image, and the stuff if the model has stuff classes, as boxes.
+
+        Queries whose class logits or box are not finite are dropped, with a warning.
 
         Args:
           image: Path, PIL image, or RGB array, uint8 (height, width, 3).
@@ -163,6 +169,7 @@ class Predictor:
         outputs, _ = self._segmenter.detect(*self._prepare(pixels))
         height, width = pixels.shape[:2]
         corners, scores, labels = detections(outputs.logits[0], outputs.boxes[0], (height, width))
+        _warn_of_dropped(outputs.logits.shape[1] - len(scores))
         known = np.isin(labels, [category.id for category in self.categories])
         bboxes = coco_bbox(corners)
         return [
@@ -231,3 +238,8 @@ class Predictor:
 
     def _static_shape(self, size: tuple[int, int]) -> tuple[int, int]:
         return static_shape(size, self.config.data.eval_shapes)
+
+
+def _warn_of_dropped(count: int) -> None:
+    if count:
+        warnings.warn(describe_dropped(count), RuntimeWarning, stacklevel=3)

@@ -4,6 +4,7 @@ The detector runs first. The host then selects the queries above the confidence 
 runs on those alone.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -161,6 +162,11 @@ class Segmenter:
             segmentations += fuse(
                 survivors[part], logits, size[part], orig_size[part], self.categories, self.rules
             )
+        lost = (~np.isfinite(outputs.logits).all(-1)).sum(-1).tolist()  # these queries never survive
+        for index, count in enumerate(lost):
+            if count:
+                found = segmentations[index]
+                segmentations[index] = dataclasses.replace(found, not_finite=found.not_finite + count)
         return segmentations, outputs
 
 

@@ -43,6 +43,7 @@ def vote_until_stable(
       segment in pixels at the original size; and whether each pair has a segment.
     """
     void = len(image)
+    first_votes, later_votes = (_led_by_voters(votes, image >= 0) for votes in (first_votes, later_votes))
     weights = row_repeats[:, :, None] * column_repeats[:, None, :]
     blank = jnp.full(weights.shape, void, jnp.int16)
 
@@ -62,6 +63,13 @@ def vote_until_stable(
     before = jnp.cumsum(per_image) - per_image  # pairs are in the order of their images
     numbers = jnp.where(visible, jnp.cumsum(visible) - before[image], 0).astype(jnp.int16)
     return jnp.append(numbers, jnp.int16(0))[winners], areas, visible
+
+
+def _led_by_voters(votes: Int[Array, " pairs"], voting: Bool[Array, " pairs"]) -> Int[Array, " pairs"]:
+    """The votes, with the first voting pair of each segment in place of one that does not vote."""
+    none = len(votes)
+    first = jnp.full(none, none).at[votes].min(jnp.where(voting, jnp.arange(none), none))
+    return jnp.minimum(first[votes], none - 1).astype(votes.dtype)
 
 
 def _winning_pairs(
@@ -96,6 +104,32 @@ def _winning_pairs(
 
 
 @jax.jit
+def finite_pairs(
+    mask_logits: Float[Array, "pairs height width"],
+    image: Int[Array, " pairs"],
+    sizes: Int[Array, "batch 2"],
+) -> Int[Array, " pairs"]:
+    """Index of each pair's image; -1 for padding, and for pairs with a mask logit that is not finite.
+
+    Args:
+      mask_logits: Mask logits of each (image, query) pair, at a quarter of the image size.
+      image: Index of each pair's image, -1 for padding.
+      sizes: Valid height and width of each image, in pixels.
+    """
+    invalid = ~_valid_pixels(sizes[image], mask_logits.shape[1:])
+    return jnp.where((jnp.isfinite(mask_logits) | invalid).all((1, 2)), image, -1)
+
+
+def _valid_pixels(
+    sizes: Int[Array, "pairs 2"], shape: tuple[int, ...]
+) -> Bool[Array, "pairs {shape[0]} {shape[1]}"]:
+    """Whether each pixel of the masks belongs to the image, whose size is given in image pixels."""
+    rows, columns = (jnp.arange(length) for length in shape)
+    height, width = ceil_div(sizes, MASK_STRIDE).T[:, :, None]
+    return (rows < height)[:, :, None] & (columns < width)[:, None, :]
+
+
+@jax.jit
 def distinct_pairs(
     mask_logits: Float[Array, "pairs height width"],
     image: Int[Array, " pairs"],
@@ -115,9 +149,7 @@ def distinct_pairs(
       sizes: Valid height and width of each image, in pixels.
       duplicate_iou: Mask IoU above which the lower-scoring pair is dropped.
     """
-    rows, columns = (jnp.arange(length) for length in mask_logits.shape[1:])
-    height, width = ceil_div(sizes[image], MASK_STRIDE).T[:, :, None]
-    valid = (rows < height)[:, :, None] & (columns < width)[:, None, :]
+    valid = _valid_pixels(sizes[image], mask_logits.shape[1:])
     masks = ((mask_logits > 0) & valid).reshape(len(image), -1).astype(jnp.float32)  # (pairs, pixels)
     shared, areas = masks @ masks.T, masks.sum(1)
     union = areas[:, None] + areas - shared

@@ -64,6 +64,19 @@ def test_computes_box_ap_in_stage_boxes(config, tiny_model, params, source, tmp_
     assert "AP50" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("stage", ["joint", "boxes"])
+def test_parameters_that_are_not_finite_give_zero_and_one_line(
+    stage, config, tiny_model, params, source, tmp_path, capsys
+):
+    config.stage = stage
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    result = evaluate_model(config, tiny_model, broken, source, Reporter(tmp_path), 0, last=True)
+    assert (result["All"]["pq"] if stage == "joint" else result["AP"]) == 0
+    printed = capsys.readouterr().out
+    assert f"dropped {12 * len(source)} queries of {len(source)} images" in printed
+    assert printed.count("not finite") == 1
+
+
 def test_both_backends_receive_the_same_predictions(config, tiny_model, params, source, monkeypatch):
     class InMemory(PanopticQuality):
         """Compares whole maps, like the official code."""

@@ -245,3 +245,35 @@ def test_nearest_indices_equal_those_of_pillow():
 def test_segments_info_can_be_written_as_json():
     result = segment_reference(read("postprocess_a"))
     assert json.loads(json.dumps(result.segments_info)) == result.segments_info
+
+
+def without(survivors, masks, broken):
+    """The survivors and masks without some of them."""
+    kept = np.setdiff1d(np.arange(len(masks)), broken)
+    return Survivors(*(values[kept] for values in survivors)), masks[kept]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("changes", [{}, {"merge_stuff": "always"}, {"duplicate_iou": 0.6}])
+def test_queries_with_masks_that_are_not_finite_are_dropped(value, changes):
+    dropped = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        survivors, masks, size, orig_size = random_image(rng, 12, 5, 7)
+        broken = [0, 5, 11]
+        expected = fuse_image(*without(survivors, masks, broken), size, orig_size, FOUR, **changes)
+        masks[broken, 0, 1] = value
+        rules = dataclasses.replace(RULES, **changes)
+        (found,) = fuse([survivors], jnp.asarray(masks), np.array([size]), np.array([orig_size]), FOUR, rules)
+        np.testing.assert_array_equal(found.fetch().segment_map, expected.segment_map)
+        assert found.segments_info == expected.segments_info
+        dropped += found.not_finite
+    assert dropped == 3 * 6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_queries_with_class_logits_that_are_not_finite_do_not_survive(value):
+    logits = logits_of([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05]])
+    logits[0, 2] = value
+    survivors = surviving_queries(logits, 0.5)
+    assert survivors.queries.tolist() == [1]

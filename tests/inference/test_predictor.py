@@ -153,3 +153,13 @@ def test_rejects_settings_out_of_range(setting):
     (name,) = setting
     with pytest.raises(UserError, match=name):
         Predictor.from_pretrained("shapes-panoptic", **setting)
+
+
+def test_parameters_that_are_not_finite_give_warnings_and_no_results(tiny_model, tiny_params, pictures):
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), jax.device_get(tiny_params))
+    predictor = Predictor(tiny_model, broken, coco_panoptic())
+    with pytest.warns(RuntimeWarning, match="dropped 12 queries of 1 image with outputs that are not finite"):
+        result = predictor(pictures[0])
+    assert not result.segment_map.any() and not result.segments_info
+    with pytest.warns(RuntimeWarning, match="not finite"):
+        assert predictor.detect(pictures[0], threshold=0.0) == []
