@@ -3,19 +3,25 @@
 The format is described at https://cocodataset.org/#format-data.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64
+from jaxtyping import Bool, Int32, Int64, UInt8
 from PIL import Image
 
 from detr_jax.data import segment_maps
 from detr_jax.data.annotations import read_annotations
-from detr_jax.data.example import Example
-from detr_jax.data.images import decode_image
+from detr_jax.data.example import Example, Size
+from detr_jax.data.image_files import SWAPS_SIDES, ImageRules, exif_orientation
+from detr_jax.data.images import decode_image, to_rgb
+from detr_jax.data.listed_files import check_usable
 from detr_jax.errors import MissingFileError, UserError
+
+_log = logging.getLogger(__name__)
+_DEFAULT_RULES = ImageRules()
 
 
 class CocoPanoptic:
@@ -23,7 +29,10 @@ class CocoPanoptic:
 
     An example omits segments of the JSON file that have no pixel in the PNG; `annotations` contains them.
     Pixels whose id is not in the JSON file are void. As in the original, boxes are computed from the segment
-    map, not read from the JSON file, and the EXIF orientation of images is ignored.
+    map, not read from the JSON file; so are areas. The first image whose JSON file differs from its PNG in
+    this is named in a warning.
+
+    Images are turned upright according to their EXIF orientation unless `rules` say otherwise. PNGs are not.
 
     Attributes:
       categories: Categories of the JSON file, in its order.
@@ -36,6 +45,7 @@ class CocoPanoptic:
         root: str | os.PathLike[str],
         split: str = "val2017",
         *,
+        rules: ImageRules = _DEFAULT_RULES,
         images: str | None = None,
         panoptic: str | None = None,
         annotations: str | None = None,
@@ -44,24 +54,28 @@ class CocoPanoptic:
 
         Args:
           root: Folder that contains the data.
-          split: Name of the split, from which the following three are derived by default.
+          split: Name of the split, from which the last three are derived by default.
+          rules: Orientation of the images and limit of their size.
           images: Folder of images in `root`; `{split}` by default.
           panoptic: Folder of PNGs in `root`; `panoptic_{split}` by default.
           annotations: JSON file in `root`; `annotations/panoptic_{split}.json` by default.
 
         Raises:
           MissingFileError: A folder, the annotation file, an image or a PNG is missing.
-          UserError: The annotation file is damaged, has another format, or contradicts itself.
+          UserError: The annotation file is damaged, has another format, or contradicts itself; or a file is
+            a symbolic link out of its folder.
         """
         self._root = Path(root)
+        self._rules = rules
+        self._warned: set[str] = set()
         self._images = self._root / (images or split)
         self._panoptic = self._root / (panoptic or f"panoptic_{split}")
         path = self._root / (annotations or f"annotations/panoptic_{split}.json")
         _check_paths_exist(self._root, split, (path, self._images, self._panoptic))
         self.categories, self.annotations = read_annotations(path)
         self.sizes = self.annotations.sizes
-        _check_files_exist(self._images, self.annotations.image_files.tolist(), path)
-        _check_files_exist(self._panoptic, self.annotations.panoptic_files.tolist(), path)
+        check_usable(self._images, self.annotations.image_files.tolist(), path)
+        check_usable(self._panoptic, self.annotations.panoptic_files.tolist(), path)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -72,70 +86,110 @@ class CocoPanoptic:
         segments = slice(stored.offsets[index], stored.offsets[index + 1])
         image_path = self._images / stored.image_files[index]
         panoptic_path = self._panoptic / stored.panoptic_files[index]
-        image, png = decode_image(image_path, image_path), decode_image(panoptic_path, panoptic_path)
+        image = decode_image(image_path, image_path, self._rules)
+        png = decode_image(panoptic_path, panoptic_path, self._rules)
+        pixels = to_rgb(image, image_path, self._rules)
         height, width = stored.sizes[index].tolist()
-        if image.size != (width, height):
-            raise UserError(
-                f"{image_path} is {image.width} x {image.height}, but annotated as {width} x {height}. "
-                "Correct the width and height in the annotation file, or restore the image."
-            )
+        if problem := size_problem(image, pixels.shape[:2], (height, width), self._rules):
+            raise UserError(f"{image_path} {problem}")
+        ids = stored.ids[segments]
         try:
-            return make_example(
-                image,
+            example = make_example(
+                pixels,
                 png,
-                ids=stored.ids[segments],
+                ids=ids,
                 labels=stored.labels[segments],
-                areas=stored.areas[segments],
                 iscrowd=stored.iscrowd[segments],
                 image_id=int(stored.image_ids[index]),
                 file_name=str(stored.image_files[index]),
             )
         except UserError as error:
             raise UserError(f"Cannot use {panoptic_path}: {error}.") from error
+        if len(example.labels) < len(ids):
+            self._warn_once(panoptic_path, "has no pixel of some segments that are listed: they are omitted")
+        elif (example.areas != stored.areas[segments]).any():
+            self._warn_once(panoptic_path, "has other areas than are listed: its pixels are counted")
+        return example
+
+    def image_name(self, index: int) -> str:
+        """Path of an image, for messages."""
+        return str(self._images / self.annotations.image_files[index])
+
+    def _warn_once(self, path: Path, problem: str) -> None:
+        if problem not in self._warned:
+            self._warned.add(problem)
+            _log.warning("%s %s. `detr-jax check %s` lists all such images.", path, problem, self._root)
+
+
+def size_problem(image: Image.Image, size: Size, listed: Size, rules: ImageRules) -> str | None:
+    """Why an image does not have its annotated size; None if it has.
+
+    Args:
+      image: Decoded image.
+      size: Height and width of its pixels, turned as the rules say.
+      listed: Annotated height and width.
+      rules: Orientation of images.
+    """
+    if size == listed:
+        return None
+    problem = f"is {size[1]} x {size[0]}, but annotated as {listed[1]} x {listed[0]}"
+    if exif_orientation(image) not in SWAPS_SIDES or size != listed[::-1]:
+        return f"{problem}. Correct the width and height in the annotation file, or restore the image."
+    if rules.orientation == "upright":
+        return (
+            f"{problem}: its EXIF orientation turns it. If the data are annotated on the pixels as stored, "
+            "set --config.data.orientation=stored; else correct the annotation."
+        )
+    return (
+        f"{problem}, which is its upright size by its EXIF orientation. If the data are annotated on upright "
+        "pictures, set --config.data.orientation=upright; else correct the annotation."
+    )
 
 
 def make_example(
-    image: Image.Image,
+    image: UInt8[np.ndarray, "height width 3"],
     png: Image.Image,
     *,
     ids: Int64[np.ndarray, " segments"],
     labels: Int32[np.ndarray, " segments"],
-    areas: Int64[np.ndarray, " segments"],
     iscrowd: Bool[np.ndarray, " segments"],
     image_id: int,
     file_name: str,
 ) -> Example:
-    """Makes an example from a decoded image, its panoptic PNG and its annotated segments.
+    """Makes an example from an image, its panoptic PNG and its annotated segments. Areas are counted.
 
     Args:
-      image: Decoded image.
+      image: RGB image.
       png: Decoded panoptic PNG of the same size.
       ids: Id of each annotated segment in the PNG; segments without pixels are omitted.
       labels: Category id of each segment.
-      areas: Annotated area of each segment in pixels.
       iscrowd: Whether each segment is a crowd region.
       image_id: Id of the image in its dataset.
       file_name: Path of the image relative to the image folder.
 
     Raises:
-      UserError: The sizes of `image` and `png` differ, or `ids` are too many or out of range.
+      UserError: The sizes of `image` and `png` differ, `ids` are too many or out of range, or none of them
+        has a pixel.
     """
-    if png.size != image.size:
+    height, width, _ = image.shape
+    if png.size != (width, height):
         raise UserError(
-            f"it is {png.width} x {png.height}, but its image is {image.width} x {image.height}; both must "
+            f"it is {png.width} x {png.height}, but its image is {width} x {height}; both must "
             "have the same size"
         )
     segment_map = segment_maps.number_segments(segment_maps.ids_from_png(png), ids)
     boxes, present = segment_maps.find_boxes(segment_map, len(ids))
+    if len(ids) and not present.any():
+        raise UserError(segment_maps.describe_lost(png, len(ids)))
     example = Example(
-        image=np.asarray(image.convert("RGB")),
+        image=image,
         segment_map=segment_map,
         labels=labels,
         boxes=boxes,
-        areas=areas,
+        areas=np.bincount(segment_map.ravel(), minlength=len(ids) + 1)[1:],
         iscrowd=iscrowd,
         image_id=image_id,
-        orig_size=(image.height, image.width),
+        orig_size=(height, width),
         file_name=file_name,
     )
     return segment_maps.keep_segments(example, present)
@@ -155,15 +209,4 @@ def _check_paths_exist(root: Path, split: str, paths: Sequence[Path]) -> None:
             f"{path} does not exist, so there is no split {split!r}. Splits with an annotation file: {splits}"
             ". The layout of COCO panoptic data is {split}/*.jpg, panoptic_{split}/*.png and "
             "annotations/panoptic_{split}.json; images=, panoptic= and annotations= select other paths."
-        )
-
-
-def _check_files_exist(folder: Path, names: Sequence[str], annotations: Path) -> None:
-    # One listing of the folder instead of one query per file, which is slow on network disks.
-    present = {entry.name for entry in os.scandir(folder)}
-    missing = [name for name in names if name not in present and not (folder / name).is_file()]
-    if missing:
-        raise MissingFileError(
-            f"{folder} lacks {len(missing)} of the {len(names)} files that {annotations} lists, such as "
-            f"{missing[0]}. Add the files, or remove their entries from the annotation file."
         )

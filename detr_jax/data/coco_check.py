@@ -19,14 +19,20 @@ from detr_jax.data.annotation_fields import (
     read_json,
     valid_entries,
 )
-from detr_jax.data.images import decode_image
-from detr_jax.data.segment_maps import ids_from_png
+from detr_jax.data.coco import size_problem
+from detr_jax.data.image_files import ImageRules
+from detr_jax.data.images import decode_image, to_rgb
+from detr_jax.data.listed_files import describe_outside, find_unusable
+from detr_jax.data.segment_maps import describe_lost, ids_from_png
 from detr_jax.errors import UserError
 
 _READER_THREADS = 8
+_DEFAULT_RULES = ImageRules()
 
 
-def check_folder(root: str | Path, progress: bool = False) -> Iterator[str]:
+def check_folder(
+    root: str | Path, progress: bool = False, rules: ImageRules = _DEFAULT_RULES
+) -> Iterator[str]:
     """Yields every problem in every split that has an annotation file.
 
     Each problem is one line that names the file and, where there is one, the image id.
@@ -34,15 +40,18 @@ def check_folder(root: str | Path, progress: bool = False) -> Iterator[str]:
     Args:
       root: Folder with `annotations/panoptic_{split}.json`, `{split}/` and `panoptic_{split}/`.
       progress: Whether to show progress bars on the terminal.
+      rules: Orientation of the images and limit of their size.
     """
     files = sorted(Path(root).glob("annotations/panoptic_*.json"))
     if not files:
         yield f"{root}: no annotations/panoptic_SPLIT.json, so no panoptic data"
     for file in files:
-        yield from check_split(Path(root), file.stem.removeprefix("panoptic_"), progress)
+        yield from check_split(Path(root), file.stem.removeprefix("panoptic_"), progress, rules)
 
 
-def check_split(root: Path, split: str, progress: bool = False) -> Iterator[str]:
+def check_split(
+    root: Path, split: str, progress: bool = False, rules: ImageRules = _DEFAULT_RULES
+) -> Iterator[str]:
     """Yields every problem in one split; see `check_folder`."""
     path = root / "annotations" / f"panoptic_{split}.json"
     try:
@@ -50,14 +59,21 @@ def check_split(root: Path, split: str, progress: bool = False) -> Iterator[str]
     except UserError as error:
         yield str(error)
         return
-    for problem in find_json_problems(content):
-        yield f"{path}: {problem}"
+    problems = list(find_json_problems(content))
+    if not problems and not content["images"]:
+        problems = ["the list of images is empty"]
+    yield from (f"{path}: {problem}" for problem in problems)
     lists = valid_entries(content)
     images = {image["id"]: image for image in lists["images"]}
     pairs = [(images[a["image_id"]], a) for a in lists["annotations"] if a["image_id"] in images]
+    try:
+        unusable = _unusable_files(root, split, lists)
+    except UserError as error:
+        yield str(error)
+        return
 
     def check(pair: tuple[Entry, Entry]) -> list[str]:
-        return list(_find_file_problems(root, split, *pair))
+        return list(_find_file_problems(root, split, *pair, unusable, rules))
 
     with ThreadPoolExecutor(_READER_THREADS) as readers:
         results = readers.map(check, pairs)
@@ -65,32 +81,54 @@ def check_split(root: Path, split: str, progress: bool = False) -> Iterator[str]
             yield from problems
 
 
-def _find_file_problems(root: Path, split: str, image: Entry, annotation: Entry) -> Iterator[str]:
+def _unusable_files(root: Path, split: str, lists: dict[str, list[Entry]]) -> dict[Path, str]:
+    """Why files are not read, by their path."""
+    problems: dict[Path, str] = {}
+    for key, folder in (("images", root / split), ("annotations", root / f"panoptic_{split}")):
+        missing, outside = find_unusable(folder, [entry["file_name"] for entry in lists[key]])
+        problems |= {folder / name: "does not exist" for name in missing}
+        problems |= {folder / name: describe_outside(folder) for name in outside}
+    return problems
+
+
+def _find_file_problems(
+    root: Path, split: str, image: Entry, annotation: Entry, unusable: dict[Path, str], rules: ImageRules
+) -> Iterator[str]:
     """Yields the problems of the image file and of the PNG of one image."""
-    png_path = root / f"panoptic_{split}" / annotation["file_name"]
-    for path in (root / split / image["file_name"], png_path):
+    for path, is_png in (
+        (root / split / image["file_name"], False),
+        (root / f"panoptic_{split}" / annotation["file_name"], True),
+    ):
         where = f"{path} (image {image['id']})"
-        if not path.exists():
-            yield f"{where}: does not exist"
+        if path in unusable:
+            yield f"{where}: {unusable[path]}"
             continue
         try:
-            decoded = decode_image(path, where)
+            decoded = decode_image(path, where, rules)
+            size = decoded.size[::-1] if is_png else to_rgb(decoded, where, rules).shape[:2]
         except UserError as error:
             yield str(error)
             continue
-        if decoded.size != (image["width"], image["height"]):
-            listed = f"{image['width']} x {image['height']}"
-            yield f"{where}: is {decoded.width} x {decoded.height}, annotated as {listed}"
-        if path == png_path:
+        problem = size_problem(decoded, size, (image["height"], image["width"]), rules)
+        if problem:
+            yield f"{where}: {problem}"
+        if is_png:
             yield from (f"{where}: {problem}" for problem in _find_pixel_problems(decoded, annotation))
 
 
 def _find_pixel_problems(png: Image.Image, annotation: Entry) -> Iterator[str]:
     """Yields where the pixels of a PNG contradict the ids and areas that its annotation lists."""
     segments = [entry for entry in annotation["segments_info"] if not field_problem(entry, SEGMENT)]
-    ids, areas = np.unique(ids_from_png(png), return_counts=True)
+    try:
+        ids, areas = np.unique(ids_from_png(png), return_counts=True)
+    except UserError as error:
+        yield str(error)
+        return
     found = dict(zip(ids.tolist(), areas.tolist(), strict=True))
     listed = dict.fromkeys(segment["id"] for segment in segments if segment["id"])
+    if listed and not listed.keys() & found.keys():
+        yield describe_lost(png, len(listed))
+        return
     for segment_id in listed:
         if segment_id not in found:
             yield f"segment {segment_id} is listed, but has no pixel"

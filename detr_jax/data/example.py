@@ -34,7 +34,7 @@ class Example:
       segment_map: Number of the segment of each pixel, counted from 1; 0 is void.
       labels: Category id of each segment.
       boxes: Box of each segment as (cx, cy, w, h), relative to the image size.
-      areas: Annotated area of each segment in pixels, unchanged by transforms.
+      areas: Area of each segment in pixels of the original image, unchanged by transforms.
       iscrowd: Whether each segment is a crowd region.
       image_id: Unique id of the image in its dataset.
       orig_size: Height and width of the image before any transform.

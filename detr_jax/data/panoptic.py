@@ -51,7 +51,7 @@ def from_example(example: Example, categories: tuple[Category, ...]) -> Panoptic
 
 
 def segments_info(example: Example, categories: Sequence[Category]) -> list[dict[str, Any]]:
-    """The segments of an untransformed example in COCO's panoptic format, with the annotated areas.
+    """The segments of an untransformed example in COCO's panoptic format.
 
     Args:
       example: Annotated image, as its source returns it.

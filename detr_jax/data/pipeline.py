@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from detr_jax.data.batch_plan import ProcessShare
 from detr_jax.data.batches import Batch, eval_batches, train_batches
 from detr_jax.data.example import Example, Source
+from detr_jax.data.image_files import ImageRules
 from detr_jax.data.transforms import EvalTransform, TrainTransform
 from detr_jax.errors import UserError
 
@@ -42,7 +43,7 @@ def load_source(config: ConfigDict, part: str) -> Source:
     if config.source == "coco":
         from detr_jax.data.coco import CocoPanoptic
 
-        return CocoPanoptic(config.root, split)
+        return CocoPanoptic(config.root, split, rules=ImageRules.from_config(config))
     from detr_jax.data.tfds import TfdsPanoptic
 
     return TfdsPanoptic(split=split, data_dir=config.root)

@@ -13,11 +13,32 @@ from detr_jax.errors import UserError
 MAX_SEGMENTS = 255  # the numbers of a uint8 map other than 0, which is void
 MAX_SEGMENT_ID = (1 << 24) - 1  # the largest number of three bytes
 
+_GREY_MODES = ("1", "L", "LA")
+_EXPECTED_COLOURS = (
+    "not ids as colours, R + 256 G + 65536 B: rewrite it with detr_jax.data.segment_maps.png_from_ids"
+)
+
 
 def ids_from_png(png: Image.Image) -> UInt32[np.ndarray, "height width"]:
-    """Decodes the segment ids of a COCO panoptic PNG: id = R + 256 G + 256^2 B."""
+    """Decodes the segment ids of a COCO panoptic PNG: id = R + 256 G + 256^2 B.
+
+    Raises:
+      UserError: The PNG has values that are not 8-bit colours.
+    """
+    if png.mode not in ("RGB", "RGBA", "P", "PA", *_GREY_MODES):
+        raise UserError(
+            f"it holds 16-bit, 32-bit or other values (Pillow mode {png.mode}), {_EXPECTED_COLOURS}"
+        )
     # The four bytes of an RGBA pixel, read as one little-endian integer, are the id with alpha above it.
     return np.asarray(png.convert("RGBA")).view("<u4")[..., 0] & MAX_SEGMENT_ID
+
+
+def describe_lost(png: Image.Image, count: int) -> str:
+    """Why a PNG without a pixel of any of `count` listed segments is refused."""
+    problem = f"none of its {count} listed segments has a pixel"
+    if png.mode in _GREY_MODES:
+        return f"{problem}: it holds grey levels (Pillow mode {png.mode}), {_EXPECTED_COLOURS}"
+    return f"{problem}, so the PNG or its annotation is wrong"
 
 
 def png_from_ids(ids: Integer[np.ndarray, "height width"]) -> Image.Image:

@@ -22,7 +22,7 @@ from PIL import Image
 from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.coco import make_example
 from detr_jax.data.example import Example
-from detr_jax.data.images import decode_image
+from detr_jax.data.images import decode_image, to_rgb
 from detr_jax.errors import MissingFileError, MissingPackageError, UserError
 
 NAME = "coco/2017_panoptic"
@@ -93,11 +93,10 @@ class TfdsPanoptic:
         name = record["image/filename"].decode()
         try:
             return make_example(
-                decode_image(io.BytesIO(record["image"]), "its image"),
+                to_rgb(decode_image(io.BytesIO(record["image"]), "its image"), "its image"),
                 decode_image(io.BytesIO(record["panoptic_image"]), "its panoptic PNG"),
                 ids=np.array(objects["id"], np.int64),
                 labels=self._category_ids[np.array(objects["label"], np.intp)],
-                areas=np.array(objects["area"], np.int64),
                 iscrowd=np.array(objects["is_crowd"], bool),
                 image_id=int(record["image/id"]),
                 file_name=name,

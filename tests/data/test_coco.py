@@ -6,6 +6,7 @@ from PIL import Image
 
 from detr_jax.data import categories
 from detr_jax.data.coco import CocoPanoptic
+from detr_jax.data.image_files import ImageRules
 from detr_jax.data.segment_maps import find_boxes
 from detr_jax.errors import MissingFileError, UserError
 
@@ -187,3 +188,116 @@ def test_names_an_annotation_file_that_is_nested_too_deeply(coco_folder):
     with pytest.raises(UserError, match="panoptic_val2017.json is damaged .*nested too deeply") as raised:
         CocoPanoptic(coco_folder)
     assert "\n" not in str(raised.value)
+
+
+def test_counts_areas_in_the_png_and_warns_once_that_others_are_listed(coco_folder, drawn, caplog):
+    def shrink(content):
+        for annotation in content["annotations"]:
+            for segment in annotation["segments_info"]:
+                segment["area"] //= 10
+
+    _edit_json(coco_folder, shrink)
+    for example, expected in zip(CocoPanoptic(coco_folder), reversed(list(drawn)), strict=True):
+        np.testing.assert_array_equal(example.areas, expected.areas)
+    (message,) = caplog.messages
+    assert "96.png has other areas than are listed" in message and "detr-jax check" in message
+
+
+def test_warns_once_of_segments_without_pixels(coco_folder, caplog):
+    def add(content):
+        for annotation in content["annotations"]:
+            annotation["segments_info"].append({"id": 5, "category_id": 1, "area": 9})
+
+    _edit_json(coco_folder, add)
+    list(CocoPanoptic(coco_folder))
+    (message,) = caplog.messages
+    assert "96.png has no pixel of some segments that are listed: they are omitted" in message
+
+
+def test_an_image_that_lost_all_segments_is_refused(coco_folder):
+    path = coco_folder / "panoptic_val2017" / "100.png"
+    Image.open(path).convert("L").save(path)
+    with pytest.raises(
+        UserError, match=r"100.png: none of its \d+ listed segments has a pixel: it holds grey"
+    ):
+        CocoPanoptic(coco_folder)[4]
+    Image.new("RGB", (64, 64)).save(path)
+    with pytest.raises(UserError, match=r"100.png: none of its \d+ listed segments .* is wrong\.$"):
+        CocoPanoptic(coco_folder)[4]
+    Image.new("I;16", (64, 64)).save(path)
+    with pytest.raises(UserError, match=r"100.png: it holds 16-bit, 32-bit .*png_from_ids\.$"):
+        CocoPanoptic(coco_folder)[4]
+
+
+def test_an_image_without_listed_segments_is_read(coco_folder):
+    _edit_json(coco_folder, lambda content: content["annotations"][0]["segments_info"].clear())
+    assert len(CocoPanoptic(coco_folder)[4].labels) == 0
+
+
+def _save_turned(path, orientation, keep_pixels=False):
+    """Saves an image with an EXIF orientation, by default so that it is displayed as before."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.open(path)
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
+    (image if keep_pixels else image.transpose(back)).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_images_are_turned_upright(coco_folder, drawn, orientation):
+    _save_turned(coco_folder / "val2017" / drawn[0].file_name, orientation)
+    np.testing.assert_array_equal(CocoPanoptic(coco_folder)[4].image, drawn[0].image)
+    stored = CocoPanoptic(coco_folder, rules=ImageRules(orientation="stored"))[4].image
+    assert not np.array_equal(stored, drawn[0].image)
+
+
+def test_names_the_exif_orientation_where_the_annotated_size_is_that_of_the_stored_pixels(coco_folder, drawn):
+    path = coco_folder / "val2017" / drawn[0].file_name
+    Image.open(path).crop((0, 0, 64, 48)).save(path)
+    _save_turned(path, 6, keep_pixels=True)
+    _edit_json(coco_folder, lambda content: content["images"][0].update(height=48))
+    png = coco_folder / "panoptic_val2017" / "100.png"
+    Image.open(png).crop((0, 0, 64, 48)).save(png)
+    message = "is 48 x 64, but annotated as 64 x 48: its EXIF orientation .*--config.data.orientation=stored"
+    with pytest.raises(UserError, match=message):
+        CocoPanoptic(coco_folder)[4]
+    example = CocoPanoptic(coco_folder, rules=ImageRules(orientation="stored"))[4]
+    np.testing.assert_array_equal(example.image, drawn[0].image[:48])
+    _edit_json(coco_folder, lambda content: content["images"][0].update(height=64, width=48))
+    with pytest.raises(UserError, match="its upright size by its EXIF.*--config.data.orientation=upright"):
+        CocoPanoptic(coco_folder, rules=ImageRules(orientation="stored"))[4]
+
+
+def test_files_may_not_be_links_out_of_their_folder(coco_folder, drawn, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    path = coco_folder / "val2017" / drawn[0].file_name
+    path.rename(elsewhere / "a.png")
+    path.symlink_to(elsewhere / "a.png")
+    with pytest.raises(UserError, match=f"{path} is a symbolic link out of .*make the whole folder a link"):
+        CocoPanoptic(coco_folder)
+    path.unlink()
+    (coco_folder / "val2017" / "inside").mkdir()
+    (elsewhere / "a.png").rename(coco_folder / "val2017" / "inside" / "a.png")
+    path.symlink_to("inside/a.png")
+    assert len(CocoPanoptic(coco_folder)[4].labels)
+
+
+def test_files_in_linked_subfolders_are_refused_and_in_real_ones_read(coco_folder, drawn, tmp_path_factory):
+    name = f"inside/{drawn[0].file_name}"
+    _edit_json(coco_folder, lambda content: content["images"][0].update(file_name=name))
+    inside, elsewhere = coco_folder / "val2017" / "inside", tmp_path_factory.mktemp("elsewhere")
+    inside.mkdir()
+    (coco_folder / "val2017" / drawn[0].file_name).rename(coco_folder / "val2017" / name)
+    assert len(CocoPanoptic(coco_folder)[4].labels)
+    inside.rename(elsewhere / "inside")
+    inside.symlink_to(elsewhere / "inside")
+    with pytest.raises(UserError, match="inside.* is a symbolic link out of"):
+        CocoPanoptic(coco_folder)
+
+
+def test_whole_folders_may_be_links(coco_folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (coco_folder / "val2017").rename(elsewhere / "images")
+    (coco_folder / "val2017").symlink_to(elsewhere / "images")
+    (elsewhere / "data").symlink_to(coco_folder)
+    assert len(CocoPanoptic(elsewhere / "data")) == 5
