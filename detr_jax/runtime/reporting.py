@@ -71,9 +71,16 @@ class Reporter:
         path = self.workdir / "metrics.jsonl"
         if not self.active or not path.exists():
             return
-        lines = path.read_text().splitlines(keepends=True)
-        complete = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-        kept = [line for line in complete if json.loads(line)["step"] <= step]
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        records = [_record(line) for line in lines]
+        damaged = sum(record is None for record in records[:-1])  # a killed run may leave half a last line
+        if damaged:
+            log(f"{path}: {damaged} damaged lines are removed")
+        kept = [
+            line
+            for line, record in zip(lines, records, strict=True)
+            if record is not None and record["step"] <= step and line.endswith("\n")
+        ]
         if len(kept) < len(lines):
             write_text(path, "".join(kept))
 
@@ -126,10 +133,22 @@ class Reporter:
         if self.active and path.exists():
             from detr_jax.visualize.curves import plot_curves  # loads matplotlib
 
-            records = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = path.read_text(errors="replace").splitlines()
+            records = [record for record in map(_record, lines) if record is not None]
             plot_curves(records, self.workdir / "curves.png")
 
     def close(self) -> None:
         """Writes the remaining TensorBoard events and closes their file."""
         if "_events" in self.__dict__:
             self._events.close()
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None if it is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    return record if all(isinstance(value, int | float) for value in record.values()) else None

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from detr_jax.config import validate
 from detr_jax.data.example import Source
 from detr_jax.data.pipeline import load_source, train_data
-from detr_jax.errors import DivergedError
+from detr_jax.errors import DivergedError, UserError
 from detr_jax.evaluation.evaluate import evaluate_model
 from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
@@ -21,9 +21,10 @@ from detr_jax.runtime.reporting import Reporter, StepTimer, log
 from detr_jax.training.checkpoints import BestCheckpoint, Checkpoints, save_description
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.profiling import Profiler
+from detr_jax.training.resume import check_same_run
 from detr_jax.training.step import TrainStep
 from detr_jax.weights.initialize import starting_model
-from detr_jax.weights.runs import load_run
+from detr_jax.weights.runs import blank_run, latest_step
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -129,9 +130,16 @@ class _Run:
         self.source, self._held_out = load_source(config.data, "train"), load_source(config.data, "eval")
         self.plan = StepPlan.from_config(config, len(self.source))
         self.batches = train_data(self.source, config)
+        if latest_step(workdir):
+            check_same_run(workdir, config, self.source.categories)
         self.reporter, self._timer = Reporter(workdir), StepTimer()
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-        self._first = self.checkpoints.latest_step or 0
+        self._first = self.checkpoints.usable_step(config.checkpoint.fallback)
+        if self._first > self.plan.total:
+            raise UserError(
+                f"the run in {workdir} is at step {self._first}, but this config ends it at step "
+                f"{self.plan.total}: set --config.steps={self._first} or more, or use --mode=eval"
+            )
         self._best = BestCheckpoint(workdir, self._first)
         self._model, params = _initial_model(config, workdir, self.source, self._first)
         self._train_step = TrainStep(self._model, config, make_optimizer(config.optim, self.plan.total))
@@ -183,7 +191,7 @@ def _initial_model(config: ConfigDict, workdir: str | Path, source: Source, step
     """The model and its parameters, from the newest checkpoint or, at step 0, initialised by the config."""
     if step:
         log(f"resuming from step {step}")
-        return load_run(workdir, config.model)
+        return blank_run(workdir, config.model, step)
     model, params, remark = starting_model(config, source.categories)
     if remark:
         log(remark)

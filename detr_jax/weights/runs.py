@@ -1,16 +1,24 @@
 """Reads the working directory of a run: checkpoints, config and categories."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from detr_jax.errors import MissingFileError
 from detr_jax.models.detr import Detr, Params, build_model, param_shapes
 from detr_jax.weights import tensor_files
+from detr_jax.weights.checksums import (
+    DamagedCheckpointError,
+    item_shapes,
+    newest_whole_step,
+    read_step,
+    saved_steps,
+    with_remedy,
+)
 from detr_jax.weights.layouts import WeightsError, listing
 
 
@@ -21,53 +29,122 @@ def checkpoint_folder(workdir: str | Path) -> Path:
 
 def latest_step(workdir: str | Path) -> int | None:
     """Step of a run's newest checkpoint, or None without one. Creates no directory."""
-    folder = checkpoint_folder(workdir)
-    return ocp.CheckpointManager(folder).latest_step() if folder.is_dir() else None
+    return max(saved_steps(checkpoint_folder(workdir)), default=None)
 
 
-def load_params(workdir: str | Path, step: int | None = None) -> Params:
-    """Parameters of a checkpoint of a run, on the host.
+def load_params(workdir: str | Path, step: int | None = None, fallback: bool = False) -> Params:
+    """Parameters of a checkpoint of a run, on the host, verified.
 
     Args:
       workdir: Directory of the run.
       step: Step of the checkpoint; the newest by default.
+      fallback: Whether to take the newest checkpoint that is whole if the one asked for is damaged.
 
     Raises:
       MissingFileError: The run has no such checkpoint.
+      DamagedCheckpointError: The checkpoint is damaged.
     """
     folder = checkpoint_folder(workdir)
-    manager = ocp.CheckpointManager(folder) if folder.is_dir() else None
-    steps = manager.all_steps() if manager else []
-    if manager is None or not steps:
-        raise MissingFileError(
-            f"no checkpoint in {folder}: train a model there first, or load weights from a file"
-        )
-    if step is not None and step not in steps:
-        raise MissingFileError(f"no checkpoint of step {step} in {folder}: available are {sorted(steps)}")
-    args = ocp.args.Composite(params=ocp.args.StandardRestore())
-    return jax.device_get(manager.restore(max(steps) if step is None else step, args=args).params)
+    step = _existing_step(folder, step)
+    try:
+        return cast(Params, read_step(folder, step, {"params": None})["params"])
+    except DamagedCheckpointError as error:
+        whole = newest_whole_step(folder, step, ["params"]) if fallback else None
+        if whole is None:
+            raise with_remedy(error, folder, step, ["params"]) from error
+        return load_params(workdir, whole)
 
 
-def load_run(workdir: str | Path, config: ConfigDict) -> tuple[Detr, Params]:
+def load_run(workdir: str | Path, config: ConfigDict, fallback: bool = False) -> tuple[Detr, Params]:
     """The model of a run, with the parameters and the number of classes of its newest checkpoint.
 
     Args:
       workdir: Directory of the run.
       config: The `model` section of a config.
+      fallback: Whether to take the newest checkpoint that is whole if the newest is damaged.
 
     Returns:
       The model and its parameters, on the host.
 
     Raises:
       MissingFileError: The run has no checkpoint.
+      DamagedCheckpointError: The checkpoint is damaged.
       WeightsError: The checkpoint is of a different model; the message names the parameters.
     """
-    params = load_params(workdir)
-    model = build_model(config).clone(num_classes=params["class_head"]["bias"].shape[0] - 1)
+    params = load_params(workdir, fallback=fallback)
+    return _model_of(workdir, config, params), params
+
+
+def blank_run(workdir: str | Path, config: ConfigDict, step: int) -> tuple[Detr, Params]:
+    """The model of a run like `load_run`, but with parameters of zeros. Reads no array.
+
+    Args:
+      workdir: Directory of the run.
+      config: The `model` section of a config.
+      step: Step of the checkpoint.
+
+    Raises:
+      DamagedCheckpointError: The checkpoint is damaged.
+      WeightsError: The checkpoint is of a different model; the message names the parameters.
+    """
+    shapes = item_shapes(checkpoint_folder(workdir), step, "params")
+    model = _model_of(workdir, config, shapes)
+    return model, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _existing_step(folder: Path, step: int | None) -> int:
+    steps = saved_steps(folder)
+    if not steps:
+        raise MissingFileError(
+            f"no checkpoint in {folder}: train a model there first, or load weights from a file"
+        )
+    if step is not None and step not in steps:
+        raise MissingFileError(f"no checkpoint of step {step} in {folder}: available are {steps}")
+    return steps[-1] if step is None else step
+
+
+def _model_of(workdir: str | Path, config: ConfigDict, params: Any) -> Detr:
+    """The model of a config, after its sizes were compared with those of parameters or of their shapes.
+
+    Raises:
+      WeightsError: The parameters are of a different model.
+    """
+    try:
+        counts = _sizes_of(params)
+        classes = params["class_head"]["bias"].shape[0] - 1
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise WeightsError(f"the run in {workdir} does not hold the parameters of a DETR") from error
+    # First, since the shapes of a model of ten million layers take hours to compute.
+    if differing := [
+        f"model.{name}: found {count}, expected {config[name]}"
+        for name, count in counts.items()
+        if count != config[name]
+    ]:
+        counted = listing(differing)
+        if any("layers" in line for line in differing) or max(config[name] for name in counts) > 100_000:
+            raise WeightsError(f"the run in {workdir} is of a different model:{counted}")
+    model = build_model(config).clone(num_classes=classes)
     differences = shape_differences(params, param_shapes(model, "mask_head" in params))
     if differences:
         raise WeightsError(f"the run in {workdir} is of a different model:{listing(differences)}")
-    return model, params
+    return model
+
+
+def _sizes_of(params: Any) -> dict[str, int]:
+    """The sizes in the `model` section that parameters, or their shapes, tell."""
+    transformer = params["transformer"]
+
+    def layers(kind: str) -> int:
+        return sum(re.fullmatch(rf"{kind}_\d+", name) is not None for name in transformer)
+
+    return {
+        "num_encoder_layers": layers("encoder"),
+        "num_decoder_layers": layers("decoder"),
+        "feedforward_dim": transformer["decoder_0"]["linear1"]["bias"].shape[0],
+        "hidden_dim": transformer["decoder_0"]["linear2"]["bias"].shape[0],
+        "num_queries": params["query_embedding"]["embedding"].shape[0],
+        "resnet_width": params["backbone"]["conv1"]["kernel"].shape[-1],
+    }
 
 
 def shape_differences(found: Any, expected: Any) -> list[str]:
