@@ -6,7 +6,7 @@ on the order and on every static shape without communication.
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,8 +56,18 @@ def smallest_fitting(size: Size, shapes: Sequence[Size]) -> Size | None:
     return min(fitting, key=lambda shape: (shape[0] * shape[1], shape), default=None)
 
 
-def choose_shape(size: Size, shapes: Sequence[Size]) -> Size:
+def name_by_index(index: int) -> str:
+    """Names an image of a source that has no file names."""
+    return f"image {index}"
+
+
+def choose_shape(size: Size, shapes: Sequence[Size], *, image: str = "") -> Size:
     """The shape with the smallest area that holds an image of `size`.
+
+    Args:
+      size: Height and width.
+      shapes: Static (height, width).
+      image: Name of the image in the error message, if it is known.
 
     Raises:
       UserError: No shape holds it.
@@ -65,8 +75,10 @@ def choose_shape(size: Size, shapes: Sequence[Size]) -> Size:
     shape = smallest_fitting(size, shapes)
     if shape is None:
         listed = ", ".join(f"{height} x {width}" for height, width in shapes) or "none"
+        resized = f", which {image} can have after the transforms" if image else ""
         raise UserError(
-            f"No static shape holds an image of {size[0]} x {size[1]} (height x width); shapes: {listed}. "
+            f"No static shape holds an image of {size[0]} x {size[1]} (height x width){resized}; "
+            f"shapes: {listed}. "
             "Add a larger shape to data.train_shapes or data.eval_shapes, or lower data.max_size."
         )
     return shape
@@ -100,6 +112,7 @@ class TrainOrder:
         shapes: Sequence[Size],
         settings: TrainTransform,
         seed: int,
+        name: Callable[[int], str] = name_by_index,
     ) -> None:
         """Checks that every batch of any epoch will have a static shape.
 
@@ -109,13 +122,17 @@ class TrainOrder:
           shapes: Static (height, width) of batches; the largest must hold all others, for merged batches.
           settings: Augmentation settings.
           seed: Random seed of the order and of the augmentation.
+          name: Name of the image at an index, for error messages.
 
         Raises:
           UserError: There are fewer images than `batch_size`, or `shapes` cannot hold them.
         """
         if len(sizes) < batch_size:
-            raise UserError(f"There are {len(sizes)} images, fewer than one batch of {batch_size}.")
-        _check_shapes_hold_images(shapes, sizes, settings)
+            raise UserError(
+                f"There are {len(sizes)} images, fewer than one batch of {batch_size}. Lower "
+                "--config.batch_size, or add training images."
+            )
+        _check_shapes_hold_images(shapes, sizes, settings, name)
         self._sizes, self._batch_size, self._shapes = sizes, batch_size, shapes
         self._settings, self._seed = settings, seed
         self.batches_per_epoch = len(sizes) // batch_size
@@ -173,7 +190,12 @@ class TrainOrder:
 
 
 def plan_evaluation(
-    sizes: Int[np.ndarray, "images 2"], *, batch_size: int, shapes: Sequence[Size], settings: EvalTransform
+    sizes: Int[np.ndarray, "images 2"],
+    *,
+    batch_size: int,
+    shapes: Sequence[Size],
+    settings: EvalTransform,
+    name: Callable[[int], str] = name_by_index,
 ) -> list[Rows]:
     """Global batches that contain each image once, grouped by static shape and in order within a shape.
 
@@ -184,6 +206,7 @@ def plan_evaluation(
       batch_size: Number of images in a global batch.
       shapes: Static (height, width) of batches.
       settings: Resize settings.
+      name: Name of the image at an index, for error messages.
 
     Raises:
       UserError: No shape holds an image.
@@ -191,7 +214,7 @@ def plan_evaluation(
     groups: dict[Size, list[int]] = {}
     for index, (height, width) in enumerate(sizes.tolist()):
         size = transforms.plan_eval((height, width), settings).size
-        groups.setdefault(choose_shape(size, shapes), []).append(index)
+        groups.setdefault(choose_shape(size, shapes, image=name(index)), []).append(index)
     return [
         Rows(shape, tuple(groups[shape][first : first + batch_size]))
         for shape in sorted(groups)
@@ -200,14 +223,35 @@ def plan_evaluation(
 
 
 def _check_shapes_hold_images(
-    shapes: Sequence[Size], sizes: Int[np.ndarray, "images 2"], settings: TrainTransform
+    shapes: Sequence[Size],
+    sizes: Int[np.ndarray, "images 2"],
+    settings: TrainTransform,
+    name: Callable[[int], str],
 ) -> None:
     """Raises at the start the errors that would otherwise stop the run in a later epoch."""
-    for size in transforms.greatest_sizes(sizes, settings):
-        choose_shape(size, shapes)
+    greatest = transforms.greatest_sizes(sizes, settings)
+    for size in sorted(greatest):
+        if smallest_fitting(size, shapes) is None:
+            choose_shape(size, shapes, image=_name_image_of(size, sizes, settings, name))
     height, width = np.max(shapes, axis=0).tolist()
     if (height, width) not in [tuple(shape) for shape in shapes]:
         raise UserError(
             "No static shape holds all others, but the last batches of an epoch mix images of several "
             f"shapes. Add {height} x {width} (height x width) to data.train_shapes."
         )
+
+
+def _name_image_of(
+    size: Size,
+    sizes: Int[np.ndarray, "images 2"],
+    settings: TrainTransform,
+    name: Callable[[int], str],
+) -> str:
+    """Names the first image that can have `size` at the largest scale; "" if only crops of later ones can."""
+    uncropped = dataclasses.replace(settings, crop_probability=0.0)
+    for index in range(len(sizes)):
+        # All crops of an image take up to half a second to list.
+        possible = settings if index < 10 else uncropped
+        if size in transforms.greatest_sizes(sizes[index : index + 1], possible):
+            return name(index)
+    return ""

@@ -1,6 +1,7 @@
 """Batches of static shapes, loaded ahead of time by Grain."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, NamedTuple, SupportsIndex, TypeVar
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 
 from detr_jax.data import transforms
-from detr_jax.data.batch_plan import ProcessShare, TrainOrder, plan_evaluation
+from detr_jax.data.batch_plan import ProcessShare, TrainOrder, name_by_index, plan_evaluation
 from detr_jax.data.example import Example, Size, Source
 from detr_jax.data.segment_maps import keep_segments
 from detr_jax.data.transforms import EvalTransform, TrainTransform
@@ -82,8 +83,15 @@ def train_batches(
     Raises:
       UserError: `source` is empty or smaller than a batch, or `batch_size` or `shapes` do not suit it.
     """
-    _check_batch_size(batch_size, source, share)
-    order = TrainOrder(source.sizes, batch_size=batch_size, shapes=shapes, settings=settings, seed=seed)
+    _check_batch_size(batch_size, source, share, "training")
+    order = TrainOrder(
+        source.sizes,
+        batch_size=batch_size,
+        shapes=shapes,
+        settings=settings,
+        seed=seed,
+        name=functools.partial(image_name, source),
+    )
 
     def load(step: int) -> Batch:
         rows = order[step].of(share)
@@ -127,8 +135,14 @@ def eval_batches(
     Raises:
       UserError: `source` is empty, or `batch_size` or `shapes` do not suit it.
     """
-    _check_batch_size(batch_size, source, share)
-    plan = plan_evaluation(source.sizes, batch_size=batch_size, shapes=shapes, settings=settings)
+    _check_batch_size(batch_size, source, share, "evaluation")
+    plan = plan_evaluation(
+        source.sizes,
+        batch_size=batch_size,
+        shapes=shapes,
+        settings=settings,
+        name=functools.partial(image_name, source),
+    )
 
     def load(step: int) -> tuple[Batch, list[Example]]:
         rows = plan[step]
@@ -173,6 +187,12 @@ def make_batch(examples: Sequence[Example], shape: Size, max_targets: int) -> Ba
     return batch
 
 
+def image_name(source: Source, index: int) -> str:
+    """Name of an image for error messages: its file name where it is known without reading it."""
+    files = getattr(getattr(source, "annotations", None), "image_files", None)
+    return name_by_index(index) if files is None else f"{files[index]} (image {index})"
+
+
 def _read(source: Source, index: int, crowd: Crowd) -> Example:
     example = source[index]
     return example if crowd == "keep" else keep_segments(example, ~example.iscrowd)
@@ -209,9 +229,10 @@ def _load_ahead(
     return iter(grain.MapDataset.source(_RandomAccess(load, length)).to_iter_dataset(options))
 
 
-def _check_batch_size(batch_size: int, source: Source, share: ProcessShare) -> None:
+def _check_batch_size(batch_size: int, source: Source, share: ProcessShare, part: str) -> None:
     if len(source) == 0:
-        raise UserError("The dataset has no images.")
+        split = "data.train_split" if part == "training" else "data.eval_split"
+        raise UserError(f"The {part} set has no images. Name another with --config.{split}, or add images.")
     if batch_size < 1 or batch_size % share.count:
         raise UserError(
             f"A global batch of {batch_size} images cannot be divided among {share.count} processes: the "

@@ -98,6 +98,16 @@ def test_rejects_shapes_that_cannot_hold_every_batch_at_the_start():
         _order(np.array([[480, 480]] * 4), shapes=[(800, 800)], settings=train_transform())
 
 
+def test_names_the_image_that_no_shape_holds():
+    sizes = np.array([[60, 60], [60, 60], [60, 160], [60, 60]])
+    expected = r"an image of 60 x 160 \(height x width\), which photo 2 can have after the transforms; "
+    with pytest.raises(UserError, match=expected):
+        TrainOrder(sizes, batch_size=4, shapes=SHAPES, settings=KEEP, seed=0, name="photo {}".format)
+    settings = EvalTransform(scale=None, max_size=None)
+    with pytest.raises(UserError, match=expected):
+        plan_evaluation(sizes, batch_size=4, shapes=SHAPES, settings=settings, name="photo {}".format)
+
+
 def test_rejects_fewer_images_than_a_batch():
     with pytest.raises(UserError, match="3 images, fewer than one batch of 4"):
         _order(_sizes(3))

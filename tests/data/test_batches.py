@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import grain
 import numpy as np
@@ -195,7 +196,8 @@ def test_evaluation_batches_of_coco_repeat_an_image_as_padding(coco_sample):
 
 @pytest.mark.parametrize("batches", [_train, _eval])
 def test_rejects_an_empty_dataset(batches):
-    with pytest.raises(UserError, match="no images"):
+    part = "training set has no images.*train_split" if batches is _train else "evaluation set .*eval_split"
+    with pytest.raises(UserError, match=part):
         batches(Mixed(0))
 
 
@@ -207,8 +209,16 @@ def test_rejects_a_batch_size_that_the_processes_cannot_divide(batches):
 
 @pytest.mark.parametrize("batches", [_train, _eval])
 def test_rejects_shapes_that_hold_no_image(batches):
-    with pytest.raises(UserError, match="No static shape holds an image of .*; shapes: 64 x 64"):
+    with pytest.raises(UserError, match="No static shape holds an image of .* image [0-7] can .*: 64 x 64"):
         batches(Mixed(8), shapes=[(64, 64)])
+
+
+@pytest.mark.parametrize("batches", [_train, _eval])
+def test_a_shape_error_names_the_file_of_the_image(batches):
+    source = Mixed(8)
+    source.annotations = types.SimpleNamespace(image_files=[f"photo_{k}.jpg" for k in range(8)])
+    with pytest.raises(UserError, match=r"which photo_[0-7]\.jpg \(image [0-7]\) can have"):
+        batches(source, shapes=[(64, 64)])
 
 
 def test_a_process_index_out_of_range_is_a_bug():
