@@ -1,6 +1,6 @@
 """The dataset that a config names, and its batches for training and evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 from grain import DatasetIterator
@@ -8,10 +8,12 @@ from ml_collections import ConfigDict
 
 from detr_jax.data.batch_plan import ProcessShare
 from detr_jax.data.batches import Batch, eval_batches, train_batches
-from detr_jax.data.example import Example, Source
+from detr_jax.data.example import Category, Example, Source
 from detr_jax.data.image_files import ImageRules
 from detr_jax.data.transforms import EvalTransform, TrainTransform
 from detr_jax.errors import UserError
+
+_SHOWN = 10  # categories named in a message
 
 
 def load_source(config: ConfigDict, part: str) -> Source:
@@ -96,6 +98,52 @@ def eval_data(source: Source, config: ConfigDict) -> Iterator[tuple[Batch, list[
         threads=data.threads,
         share=_share_of_this_process(),
     )
+
+
+def check_eval_data(source: Source, config: ConfigDict, training: Source | None = None) -> None:
+    """Finds what would stop an evaluation, without reading images; to be called before the first step.
+
+    Annotations of the wrong form, missing files and images with too many segments are found by `load_source`.
+
+    Args:
+      source: Evaluation images.
+      config: Whole config.
+      training: Training images of the run, if it trains.
+
+    Raises:
+      UserError: There are no images or no categories, no static shape holds an image, the batch size does not
+        suit the processes, or the categories are not those of `training`.
+    """
+    where = f"data.eval_split={config.data.eval_split!r}"
+    if not source.categories:
+        raise UserError(f"{where} has no categories. Add them to its annotation file.")
+    if len(source) == 0:
+        raise UserError(f"{where} has no images. Name another split with --config.data.eval_split.")
+    if training is not None:
+        _check_same_categories(training.categories, source.categories, config.data)
+    eval_data(source, config)  # plans every batch, and loads none before the first is asked for
+
+
+def _check_same_categories(
+    training: Sequence[Category], evaluation: Sequence[Category], config: ConfigDict
+) -> None:
+    """Compares ids, names and kinds; the order and the colours may differ."""
+    described = [
+        {(entry.id, entry.name, "thing" if entry.isthing else "stuff") for entry in categories}
+        for categories in (training, evaluation)
+    ]
+    splits = (config.train_split, config.eval_split)
+    lines = []
+    for split, here, there in zip(splits, described, reversed(described), strict=True):
+        only = [f"{number} {name} ({kind})" for number, name, kind in sorted(here - there)]
+        if only:
+            rest = f" and {len(only) - _SHOWN} more" if len(only) > _SHOWN else ""
+            lines.append(f"\n  only in {split!r}: {', '.join(only[:_SHOWN])}{rest}")
+    if lines:
+        raise UserError(
+            f"The categories of data.train_split={splits[0]!r} and data.eval_split={splits[1]!r} differ. "
+            f"Give both annotation files the same list of categories.{''.join(lines)}"
+        )
 
 
 def _share_of_this_process() -> ProcessShare:

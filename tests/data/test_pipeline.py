@@ -1,12 +1,14 @@
+import json
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from tiny import small_run
 
 from detr_jax.data.coco import CocoPanoptic
-from detr_jax.data.pipeline import eval_data, load_source, train_data
+from detr_jax.data.pipeline import check_eval_data, eval_data, load_source, train_data
 from detr_jax.data.shapes import Shapes
 from detr_jax.errors import MissingFileError, MissingPackageError, UserError
 
@@ -99,3 +101,61 @@ def test_evaluation_resizes_and_visits_each_image_once():
             np.testing.assert_array_equal(example.image, source[example.image_id].image)
             image_ids.append(example.image_id)
     assert image_ids == [0, 1, 2, 3, 4]
+
+
+def _open(folder, **options):
+    config = small_run()
+    config.data.update(
+        source="coco", root=str(folder), train_split="val2017", eval_split="val2017", **options
+    )
+    return load_source(config.data, "eval"), config
+
+
+def test_evaluation_data_without_problems_pass(coco_folder):
+    source, config = _open(coco_folder)
+    before = threading.active_count()
+    check_eval_data(source, config)
+    check_eval_data(source, config, training=source)
+    assert threading.active_count() == before
+
+
+def test_names_an_image_that_no_evaluation_shape_holds(coco_folder):
+    path = coco_folder / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"][3]["width"] = 999
+    path.write_text(json.dumps(content))
+    source, config = _open(coco_folder, max_size=400)
+    with pytest.raises(
+        UserError, match=r"No static shape holds .*shapes_train_000003\.png.*data.eval_shapes"
+    ):
+        check_eval_data(source, config)
+
+
+def test_names_an_empty_evaluation_set(coco_folder):
+    path = coco_folder / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "images": [], "annotations": []}))
+    with pytest.raises(UserError, match="data.eval_split='val2017' has no images"):
+        check_eval_data(*_open(coco_folder))
+
+
+def test_names_the_categories_in_which_the_splits_differ(coco_folder):
+    training, _ = _open(coco_folder)
+    path = coco_folder / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"].reverse()
+    path.write_text(json.dumps(content))
+    source, config = _open(coco_folder)
+    check_eval_data(source, config, training)
+
+    first, second, *_ = content["categories"]
+    first["name"], second["isthing"] = "renamed", 1 - second["isthing"]
+    content["categories"].append({"id": 77, "name": "new"})
+    path.write_text(json.dumps(content))
+    source, config = _open(coco_folder)
+    with pytest.raises(
+        UserError, match="train_split='val2017' and data.eval_split='val2017' differ"
+    ) as raised:
+        check_eval_data(source, config, training)
+    for part in ("renamed", "77 new (thing)", str(second["name"])):
+        assert part in str(raised.value).split("only in")[2]
