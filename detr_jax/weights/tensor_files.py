@@ -1,13 +1,13 @@
 """Reads and writes checkpoint files: PyTorch's, the hub's, exported runs, and those of this package."""
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from detr_jax.errors import MissingFileError, MissingPackageError
 from detr_jax.weights.layouts import StateDict, WeightsError
+from detr_jax.weights.torch_files import read_torch_state
+from detr_jax.weights.torch_values import UnreadableError
 
 PACKAGED = Path(__file__).parent / "pretrained"
 
@@ -30,11 +30,10 @@ def read_state_dict(path: str | Path) -> StateDict:
     """Reads the tensors of a checkpoint. Batch counters (`num_batches_tracked`) are dropped.
 
     Args:
-      path: Checkpoint, see `locate`: `.safetensors`, or PyTorch's `.pth`, which needs the `torch` extra.
+      path: Checkpoint, see `locate`: `.safetensors`, or PyTorch's `.pth`, which is read without PyTorch.
 
     Raises:
       MissingFileError: There is no such checkpoint.
-      MissingPackageError: It is a `.pth` file, and PyTorch is not installed.
       WeightsError: The file cannot be read, or does not hold a state dict.
     """
     file = locate(path)
@@ -115,20 +114,11 @@ def _read_safetensors(file: Path) -> StateDict:
 
 
 def _read_torch(file: Path) -> StateDict:
-    torch = _import_torch(f"reading {file.name}")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    # Empty, truncated, foreign and unsafe files raise different errors.
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        with file.open("rb") as opened:
+            return read_torch_state(opened)
+    except (UnreadableError, OSError) as error:
         raise _unreadable(file, error) from error
-    state = content.get("model", content) if isinstance(content, Mapping) else content
-    if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor) for x in state.values()):
-        raise WeightsError(f"{file} cannot be read as a checkpoint: it does not hold a state dict of tensors")
-    return {
-        # NumPy has no bfloat16.
-        name: (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        for name, tensor in state.items()
-    }
 
 
 def _unreadable(file: Path, error: Exception) -> WeightsError:
