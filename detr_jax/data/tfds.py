@@ -16,17 +16,17 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int32
-from PIL import Image
+from jaxtyping import Int32, Int64, UInt8
 
 from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.coco import make_example
-from detr_jax.data.example import Example
-from detr_jax.data.images import decode_image, to_rgb
+from detr_jax.data.example import Example, Size
+from detr_jax.data.images import ImageRules, decode_image, display_size, to_rgb
 from detr_jax.errors import MissingFileError, MissingPackageError, UserError
 
 NAME = "coco/2017_panoptic"
 _READER_THREADS = 16
+_DEFAULT_RULES = ImageRules()
 
 
 class TfdsPanoptic:
@@ -40,7 +40,12 @@ class TfdsPanoptic:
     """
 
     def __init__(
-        self, name: str = NAME, split: str = "validation", data_dir: str | os.PathLike[str] | None = None
+        self,
+        name: str = NAME,
+        split: str = "validation",
+        data_dir: str | os.PathLike[str] | None = None,
+        *,
+        rules: ImageRules = _DEFAULT_RULES,
     ) -> None:
         """Opens a prepared dataset.
 
@@ -49,6 +54,7 @@ class TfdsPanoptic:
           split: "train", "validation", or a part of them such as "train[:10%]".
           data_dir: TFDS data folder; by default the value of the environment variable TFDS_DATA_DIR, or
             else ~/tensorflow_datasets.
+          rules: Orientation and limit of the size of images.
 
         Raises:
           MissingPackageError: TensorFlow Datasets is not installed.
@@ -61,6 +67,7 @@ class TfdsPanoptic:
         folder = _find_prepared(name, data_dir)
         builder = tfds.builder_from_directory(folder)
         _check_format_and_classes(builder, folder, [category.name for category in self.categories])
+        self._rules = rules
         self._sizes_file = _sizes_file(folder, split)
         skip = tfds.decode.SkipDecoding()
         try:
@@ -80,9 +87,9 @@ class TfdsPanoptic:
         `detr-jax tfds` stores those of whole splits. Others are read from the image headers at first use,
         which reads every record once.
         """
-        if self._sizes_file.exists():
-            with self._sizes_file.open("rb") as file:
-                return np.load(file)
+        # The stored sizes are those of upright images.
+        if self._rules.orientation == "upright" and self._sizes_file.exists():
+            return _load_sizes(self._sizes_file, len(self))
         with ThreadPoolExecutor(_READER_THREADS) as readers:
             return np.array(list(readers.map(self._read_size, range(len(self)))), np.int32).reshape(-1, 2)
 
@@ -90,27 +97,51 @@ class TfdsPanoptic:
         index = range(len(self))[index]
         record = self._records[index]
         objects = record["panoptic_objects"]
-        name = record["image/filename"].decode()
         try:
-            return make_example(
-                to_rgb(decode_image(io.BytesIO(record["image"]), "its image"), "its image"),
-                decode_image(io.BytesIO(record["panoptic_image"]), "its panoptic PNG"),
+            example = make_example(
+                self._decode(record["image"], "its image"),
+                decode_image(io.BytesIO(record["panoptic_image"]), "its panoptic PNG", self._rules),
                 ids=np.array(objects["id"], np.int64),
-                labels=self._category_ids[np.array(objects["label"], np.intp)],
+                labels=self._to_category_ids(np.array(objects["label"], np.int64)),
                 iscrowd=np.array(objects["is_crowd"], bool),
                 image_id=int(record["image/id"]),
-                file_name=name,
+                file_name=record["image/filename"].decode(errors="replace"),
             )
+            self._check_planned_size(index, example.orig_size)
         except UserError as error:
             raise UserError(
-                f"Cannot use record {index} ({name}) of {self._sizes_file.parent}: {error}. "
-                "Delete that folder and prepare the dataset again."
+                f"Cannot use {self._name(index)}: {str(error).rstrip('.')}. If the record is damaged, delete "
+                "that folder and prepare the dataset again."
             ) from error
+        return example
 
-    def _read_size(self, index: int) -> tuple[int, int]:
-        # Opening an image reads only its header.
-        width, height = Image.open(io.BytesIO(self._records[index]["image"])).size
-        return height, width
+    def _name(self, index: int) -> str:
+        name = self._records[index]["image/filename"].decode(errors="replace")
+        return f"record {index} ({name}) of {self._sizes_file.parent}"
+
+    def _decode(self, content: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
+        return to_rgb(decode_image(io.BytesIO(content), name, self._rules), name, self._rules)
+
+    def _to_category_ids(self, classes: Int64[np.ndarray, " segments"]) -> Int32[np.ndarray, " segments"]:
+        if len(classes) and not 0 <= classes.min() <= classes.max() < len(self._category_ids):
+            raise UserError(f"its segments have classes outside 0 to {len(self._category_ids) - 1}")
+        return self._category_ids[classes]
+
+    def _check_planned_size(self, index: int, size: Size) -> None:
+        """Compares the size of an image with the one that batches are planned by, if they are."""
+        planned = self.__dict__.get("sizes")
+        if planned is not None and tuple(planned[index].tolist()) != size:
+            raise UserError(
+                f"its image is {size[1]} x {size[0]}, not {planned[index, 1]} x {planned[index, 0]} as "
+                f"stored: delete {self._sizes_file}, so that the sizes are read again"
+            )
+
+    def _read_size(self, index: int) -> Size:
+        content = io.BytesIO(self._records[index]["image"])
+        try:
+            return display_size(content, self._rules, "its image")
+        except UserError as error:
+            raise UserError(f"Cannot use {self._name(index)}: {error}") from error
 
 
 def prepare(name: str = NAME, data_dir: str | os.PathLike[str] | None = None) -> None:
@@ -180,6 +211,19 @@ def _find_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> epath.
 
 def _sizes_file(folder: epath.Path, split: str) -> epath.Path:
     return folder / f"detr_jax_sizes-{split}.npy"
+
+
+def _load_sizes(file: epath.Path, count: int) -> Int32[np.ndarray, "images 2"]:
+    """Reads stored sizes of `count` images."""
+    remedy = f"Delete {file}, so that the sizes are read from the images."
+    try:
+        with file.open("rb") as stream:
+            sizes = np.load(stream, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise UserError(f"{file} is damaged. {remedy}") from error
+    if getattr(sizes, "shape", None) != (count, 2) or sizes.dtype != np.int32 or (sizes < 1).any():
+        raise UserError(f"{file} does not contain the sizes of {count} images. {remedy}")
+    return sizes
 
 
 def _check_format_and_classes(builder: Any, folder: epath.Path, names: Sequence[str]) -> None:

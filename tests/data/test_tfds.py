@@ -1,4 +1,6 @@
+import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ from tiny import train_transform
 from detr_jax.data.batches import train_batches
 from detr_jax.data.categories import coco_panoptic, to_json
 from detr_jax.data.coco import CocoPanoptic
+from detr_jax.data.images import ImageRules
 from detr_jax.data.segment_maps import find_boxes
 from detr_jax.data.shapes import Shapes
 from detr_jax.data.tfds import TfdsPanoptic, prepare, write_sizes
@@ -227,6 +230,63 @@ def test_preparing_without_tensorflow_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(MissingPackageError, match="pip install 'detr_jax.tfds.'"):
         prepare()
+
+
+def _with_image(source, index, content):
+    """Replaces the image of a record."""
+    records = [source._records[k] for k in range(len(source))]
+    records[index] = dict(records[index]) | {"image": content}
+    source._records = records
+    return source
+
+
+def _turned(example):
+    """A file whose upright picture is that of the example."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(np.rot90(example.image))).save(file, "PNG", exif=exif)
+    return file.getvalue()
+
+
+def test_images_are_turned_upright_or_kept_as_stored(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.rglob("detr_jax_sizes-*.npy"):
+        path.unlink()
+    example = TfdsPanoptic(split="train", data_dir=tmp_path)[0]
+    upright = _with_image(TfdsPanoptic(split="train", data_dir=tmp_path), 0, _turned(example))
+    assert tuple(upright.sizes[0].tolist()) == example.orig_size
+    np.testing.assert_array_equal(upright[0].image, example.image)
+    rules = ImageRules(orientation="stored")
+    stored = _with_image(TfdsPanoptic(split="train", data_dir=tmp_path, rules=rules), 0, _turned(example))
+    assert tuple(stored.sizes[0].tolist()) == example.orig_size[::-1]
+    with pytest.raises(UserError, match=r"record 0 .* but its image is"):
+        stored[0]
+
+
+def test_the_limit_of_the_size_names_the_record(prepared):
+    source = TfdsPanoptic(split="train[:2]", data_dir=prepared, rules=ImageRules(max_pixels=3000))
+    with pytest.raises(UserError, match=r"record 0 .*its image is 64 x \d+ .*data\.max_pixels"):
+        source[0]
+    with pytest.raises(UserError, match=r"record \d .*its image is 64 x \d+ .*data\.max_pixels"):
+        source.sizes  # noqa: B018
+
+
+def test_damaged_and_outdated_sizes_are_named(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    write_sizes(data_dir=tmp_path)
+    (path,) = tmp_path.rglob("detr_jax_sizes-train.npy")
+    np.save(path, np.load(path)[:, ::-1] + 1)
+    source = TfdsPanoptic(split="train", data_dir=tmp_path)
+    assert len(source.sizes) == 3
+    with pytest.raises(UserError, match=r"as stored: delete .*detr_jax_sizes-train\.npy"):
+        source[0]
+    np.save(path, np.load(path)[:2])
+    with pytest.raises(UserError, match=r"npy does not contain the sizes of 3 images\. Delete"):
+        TfdsPanoptic(split="train", data_dir=tmp_path).sizes  # noqa: B018
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match=r"npy is damaged\. Delete"):
+        TfdsPanoptic(split="train", data_dir=tmp_path).sizes  # noqa: B018
 
 
 def test_names_the_record_of_a_damaged_image(prepared):
