@@ -19,6 +19,7 @@ from detr_jax.models.detr import Detr
 from detr_jax.runtime import parallel
 from detr_jax.runtime.files import write_text
 from detr_jax.runtime.reporting import log
+from detr_jax.runtime.workdir import require_space
 from detr_jax.training.step import TrainState
 from detr_jax.weights.checksums import (
     CHECKSUMS,
@@ -139,6 +140,20 @@ class Checkpoints:
         iterator.set_state(position)
         iterator.start_prefetch()
         return TrainState(step, *parallel.replicate((restored["params"], restored["opt_state"])))
+
+    def require_space(self, state: TrainState) -> None:
+        """Checks that the disk has room for the checkpoints of a run.
+
+        Args:
+          state: State on the devices.
+
+        Raises:
+          UserError: It has not.
+        """
+        leaves = jax.tree.leaves((state.params, state.opt_state))
+        size = sum(leaf.nbytes // leaf.shape[0] for leaf in leaves)  # the first axis is that of the devices
+        copies = 3 if self.latest_step is None else 2  # a new one is written before an old one is deleted
+        require_space(Path(self._manager.directory), copies * size)
 
     def wait(self) -> None:
         """Blocks until all checkpoints are on disk."""

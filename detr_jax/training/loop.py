@@ -18,6 +18,7 @@ from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
 from detr_jax.runtime.interruption import Interruption
 from detr_jax.runtime.reporting import Reporter, StepTimer, log
+from detr_jax.runtime.workdir import claim
 from detr_jax.training.checkpoints import BestCheckpoint, Checkpoints, save_description
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.profiling import Profiler
@@ -43,6 +44,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       DivergedError: The loss or a matching cost is not finite.
     """
     validate(config)
+    with claim(workdir):
+        return _train_claimed(config, workdir)
+
+
+def _train_claimed(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     run = _Run(config, workdir)
     log(_summary(run))
     # A step is saved before it is evaluated, so the step to resume from may have no evaluation.
@@ -144,6 +150,7 @@ class _Run:
         self._model, params = _initial_model(config, workdir, self.source, self._first)
         self._train_step = TrainStep(self._model, config, make_optimizer(config.optim, self.plan.total))
         self.state = self._train_step.init(params)
+        self.checkpoints.require_space(self.state)
         if self._first:
             self.state = self.checkpoints.restore(self.state, self.batches)
         self.reporter.drop_records_after(self._first)

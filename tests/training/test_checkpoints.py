@@ -213,3 +213,12 @@ def test_a_damaged_best_evaluation_is_ignored(content, state, batches, tmp_path,
     assert "evaluation.json is damaged and is ignored" in capsys.readouterr().out.replace("\n", "")
     best.save_if_best(state._replace(step=1), batches, {"AP": 0.1})
     assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == {"AP": 0.1}
+
+
+def test_a_disk_without_room_for_the_state_is_refused(state, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, 2)
+    checkpoints.require_space(state)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="has 1 MB of free space, but checkpoints need about"):
+        checkpoints.require_space(state)

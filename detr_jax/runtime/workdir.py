@@ -1,0 +1,175 @@
+"""Claims the working directory of a run: it must be writable, and two runs never share one."""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from detr_jax.config_rules import parse_json
+from detr_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+_FOLDERS = ("checkpoints", "best", "pictures", "damaged", "profile")
+
+
+@contextlib.contextmanager
+def claim(workdir: str | Path) -> Iterator[None]:
+    """Creates a working directory and holds its lock, on process 0 only, while the context is open.
+
+    The kernel drops the lock when the process ends, however it ends.
+
+    Args:
+      workdir: Directory of the run.
+
+    Raises:
+      UserError: The directory cannot be used or written, or another run holds it; the message says which.
+    """
+    if not str(workdir).strip() or "\0" in str(workdir):
+        raise UserError(f"the workdir is {str(workdir)!r}, which names no folder: set --workdir=FOLDER")
+    if jax.process_index() != 0:
+        yield
+        return
+    folder = Path(workdir)
+    try:
+        _check_folders(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _lock(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the workdir {folder}: {error.strerror or error}: choose another --workdir"
+        ) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
+        os.close(file)
+
+
+def require_space(workdir: str | Path, needed: int) -> None:
+    """Checks that the disk of a working directory has room for checkpoints, on process 0 only.
+
+    Args:
+      workdir: Directory of the run, which exists.
+      needed: Size of the checkpoints in bytes.
+
+    Raises:
+      UserError: There is less free space.
+    """
+    if jax.process_index() == 0 and (free := shutil.disk_usage(workdir).free) < needed:
+        raise UserError(
+            f"the disk of {workdir} has {free / 1e6:.0f} MB of free space, but checkpoints need about "
+            f"{needed / 1e6:.0f} MB: free some, or choose a --workdir on another disk"
+        )
+
+
+def _check_folders(folder: Path) -> None:
+    for path in (folder, *(folder / name for name in _FOLDERS)):
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            raise UserError(f"{path} is not a folder, but a run needs one there: choose another --workdir")
+
+
+def _lock(folder: Path) -> int:
+    """Locks a working directory.
+
+    Returns:
+      Descriptor of the lock file; closing it releases the lock.
+
+    Raises:
+      UserError: Another process holds the lock.
+      OSError: The lock file cannot be written.
+    """
+    path = folder / LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _lock_file(file) and _holder_may_live(file):
+                raise _in_use(folder, file, f"; if that process is gone, delete {path}")
+            if not _is_at(file, path):  # its holder deleted it after it was opened
+                os.close(file)
+                continue
+            content = {"host": platform.node(), "process": os.getpid(), "since": _now()}
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(content).encode(), 0)
+            return file
+        except BlockingIOError:
+            error = _in_use(folder, file, "")
+            os.close(file)
+            raise error from None
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(file)
+            raise
+
+
+def _lock_file(file: int) -> bool:
+    """Locks an open file. Returns False if its file system has no locks.
+
+    Raises:
+      BlockingIOError: Another process holds the lock.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _holder_may_live(file: int) -> bool:
+    """Whether the process that wrote a lock file may still run: one of another host always may."""
+    holder = _holder(file)
+    if holder is None:
+        return False
+    if holder.get("host") != platform.node():
+        return True
+    try:
+        os.kill(int(holder["process"]), 0)
+    except PermissionError:
+        return True
+    except (OSError, KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return bool(holder["process"] != os.getpid())
+
+
+def _holder(file: int) -> dict[str, Any] | None:
+    try:
+        content = parse_json(os.pread(file, 1000, 0), "the lock")
+    except UserError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _in_use(folder: Path, file: int, hint: str) -> UserError:
+    holder = _holder(file) or {}
+    process, host, since = (holder.get(key, "unknown") for key in ("process", "host", "since"))
+    return UserError(
+        f"the workdir {folder} is in use by process {process} on host {host}, since {since}: wait until it "
+        f"ends, or choose another --workdir{hint}"
+    )
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
