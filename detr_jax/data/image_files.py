@@ -37,6 +37,7 @@ _DECODING_ERRORS = (
     TypeError,
     LookupError,
     ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     RuntimeError,

@@ -48,7 +48,7 @@ def load_source(config: ConfigDict, part: str) -> Source:
         return CocoPanoptic(config.root, split, rules=ImageRules.from_config(config))
     from detr_jax.data.tfds import TfdsPanoptic
 
-    return TfdsPanoptic(split=split, data_dir=config.root)
+    return TfdsPanoptic(split=split, data_dir=config.root, rules=ImageRules.from_config(config))
 
 
 def train_data(source: Source, config: ConfigDict) -> DatasetIterator[Batch]:
