@@ -47,6 +47,10 @@ def _integers(low: int, high: int) -> Callable[[Sequence[Any]], bool]:
     )
 
 
+def _flags(values: Sequence[Any]) -> bool:
+    return set(map(type, values)) <= {int, bool} and all(map(is_flag, set(values)))
+
+
 def file_name_problem(name: str) -> str | None:
     """What is wrong with the name of a file in an annotation; None if it stays within its folder.
 
@@ -78,7 +82,7 @@ _FILE_NAME = Field("string", _file_names)
 _SEGMENTS = Field("list", lambda values: set(map(type, values)) <= {list})
 _SEGMENT_ID = Field(f"integer from 0 to {MAX_SEGMENT_ID}", _integers(0, MAX_SEGMENT_ID))
 _AREA = Field("integer from 0", _integers(0, 2**63 - 1))
-_CROWD = Field("0, 1, true or false", lambda values: all(map(is_flag, values)), default=0)
+_CROWD = Field("0, 1, true or false", _flags, default=0)
 
 # Fields of the entries; `from_json` checks those of categories.
 IMAGE: dict[str, Field] = {"id": _ID, "file_name": _FILE_NAME, "height": _LENGTH, "width": _LENGTH}

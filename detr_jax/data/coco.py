@@ -105,20 +105,29 @@ class CocoPanoptic:
             )
         except UserError as error:
             raise UserError(f"Cannot use {panoptic_path}: {error}.") from error
-        if len(example.labels) < len(ids):
-            self._warn_once(panoptic_path, "has no pixel of some segments that are listed: they are omitted")
-        elif (example.areas != stored.areas[segments]).any():
-            self._warn_once(panoptic_path, "has other areas than are listed: its pixels are counted")
+        self._warn_of_differences(panoptic_path, png, segments, example)
         return example
 
-    def image_name(self, index: int) -> str:
-        """Path of an image, for messages."""
-        return str(self._images / self.annotations.image_files[index])
+    def _warn_of_differences(self, path: Path, png: Image.Image, segments: slice, example: Example) -> None:
+        """Names the first PNG of the dataset that lacks listed segments, and the first with other areas."""
+        ids, listed = self.annotations.ids[segments], self.annotations.areas[segments]
+        if len(example.labels) < len(ids):
+            if "lost" not in self._warned:
+                absent = np.setdiff1d(ids, segment_maps.ids_from_png(png)).tolist()
+                self._warn_once(
+                    "lost", f"{path} has no pixel of the listed segments {absent}: they are omitted"
+                )
+        elif len(wrong := np.flatnonzero(example.areas != listed)):
+            first = wrong[0]
+            difference = f"{example.areas[first]} pixels of segment {ids[first]}"
+            self._warn_once(
+                "areas", f"{path} has {difference}, whose listed area is {listed[first]}: pixels are counted"
+            )
 
-    def _warn_once(self, path: Path, problem: str) -> None:
-        if problem not in self._warned:
-            self._warned.add(problem)
-            _log.warning("%s %s. `detr-jax check %s` lists all such images.", path, problem, self._root)
+    def _warn_once(self, kind: str, problem: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            _log.warning("%s. `detr-jax check %s` finds all such images.", problem, self._root)
 
 
 def size_problem(image: Image.Image, size: Size, listed: Size, rules: ImageRules) -> str | None:
