@@ -15,7 +15,7 @@ from detr_jax.config import validate
 from detr_jax.data.batches import Batch
 from detr_jax.data.example import Category, Example, Source
 from detr_jax.data.panoptic import from_example, segments_info
-from detr_jax.data.pipeline import eval_data, load_source
+from detr_jax.data.pipeline import check_eval_data, eval_data, load_source
 from detr_jax.errors import UserError
 from detr_jax.evaluation.average_precision import CocoDetection
 from detr_jax.evaluation.panoptic_quality import GROUPS, OfficialPanopticQuality, PanopticQuality
@@ -26,6 +26,7 @@ from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
 from detr_jax.runtime.files import write_text
 from detr_jax.runtime.reporting import Reporter, log
+from detr_jax.runtime.workdir import claim
 from detr_jax.visualize import side_by_side
 from detr_jax.weights.class_agreement import check_categories
 from detr_jax.weights.initialize import trained_model
@@ -50,7 +51,13 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       UserError: The config is invalid, or the data or the checkpoint does not fit it.
     """
     validate(config)
+    with claim(workdir):
+        return _evaluate_claimed(config, workdir)
+
+
+def _evaluate_claimed(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     source = load_source(config.data, "eval")
+    check_eval_data(source, config)
     model, params, origin = trained_model(config, workdir)
     check_categories(origin, model.num_classes, source.categories)
     if config.model.masks and config.stage != "boxes" and "mask_head" not in params:
@@ -103,11 +110,14 @@ def evaluate_model(
         scores = {
             f"{key}_{group.lower()}": result[group][key] for group in GROUPS for key in ("pq", "sq", "rq")
         }
-        line = "  ".join(f"PQ {group} {100 * result[group]['pq']:.1f}" for group in GROUPS)
+        line = "  ".join(
+            f"PQ {group} {_percent(result[group]['pq'] if result[group]['n'] else None)}" for group in GROUPS
+        )
         log(table if last else line)
     else:
-        result = scores = evaluate_detection(segmenter, batches)
-        log("  ".join(f"{name} {100 * value:.1f}" for name, value in scores.items()))
+        result = evaluate_detection(segmenter, batches)
+        scores = {name: value for name, value in result.items() if value >= 0}  # -1: nothing to measure
+        log("  ".join(f"{name} {_percent(scores.get(name))}" for name in result))
     reporter.write(step, {f"val_{name}": value for name, value in scores.items()})
     reporter.draw_curves()
     if reporter.active and last:
@@ -203,6 +213,10 @@ def make_quality(categories: tuple[Category, ...], backend: str) -> PanopticQual
             )
         return OfficialPanopticQuality(categories)
     raise UserError(f"eval.backend is {backend!r}: must be 'stream' or 'panopticapi'")
+
+
+def _percent(score: float | None) -> str:
+    return "-" if score is None else f"{100 * score:.1f}"
 
 
 def _log_dropped(counts: list[int]) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from detr_jax.config import validate
-from detr_jax.data.categories import coco_panoptic
-from detr_jax.data.images import list_images, read_image
+from detr_jax.data.images import ImageRules, list_images, read_image
 from detr_jax.errors import UserError
 from detr_jax.inference.prediction_folder import PredictionFolder
-from detr_jax.inference.predictor import Predictor
+from detr_jax.inference.predictor import Predictor, checked_categories
+from detr_jax.runtime.interruption import Interruption
 from detr_jax.runtime.reporting import log
-from detr_jax.weights.class_agreement import known_categories
+from detr_jax.runtime.workdir import claim
 from detr_jax.weights.initialize import trained_model
 
 _LISTED_FAILURES = 20
@@ -30,13 +30,13 @@ def predict(config: ConfigDict, workdir: str | Path, images: Sequence[str]) -> N
 
     Raises:
       MissingFileError: There are no images, or there is no checkpoint.
-      UserError: A config field is invalid, the model has no mask head, or images failed.
+      UserError: A config field is invalid, the classes of the checkpoint are not known, the model has no mask
+        head, or images failed.
     """
     validate(config)
     files = list(list_images(images))
     model, params, source = trained_model(config, workdir)
-    categories = known_categories(source, model.num_classes) or coco_panoptic()
-    predictor = Predictor(model, params, categories, config)
+    predictor = Predictor(model, params, checked_categories(source, model.num_classes), config)
     predict_files(predictor, files, Path(workdir) / "predictions")
 
 
@@ -66,14 +66,16 @@ def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Pat
     files = list(distinct.values())
     output = PredictionFolder(folder, files, predictor.categories)
     failures: list[str] = []
-    try:
-        for index, file in enumerate(files):
-            reason = _predict_file(predictor, file, index, output)
-            if reason:
-                failures.append(f"{_printable(file)}: {reason}")
-    finally:
-        count = output.publish()
-        log(f"wrote {count} predictions to {_printable(folder)}")
+    with Interruption() as interruption:
+        try:
+            with interruption.immediate():
+                for index, file in enumerate(files):
+                    reason = _predict_file(predictor, file, index, output)
+                    if reason:
+                        failures.append(f"{_printable(file)}: {reason}")
+        finally:
+            count = output.publish()
+            log(f"wrote {count} predictions to {_printable(folder)}")
     if failures:
         raise UserError(
             "\n  ".join([f"{len(failures)} of {len(files)} images failed:", *_shortened(failures)])
@@ -83,7 +85,7 @@ def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Pat
 def _predict_file(predictor: Predictor, file: Path, index: int, output: PredictionFolder) -> str | None:
     """Segments an image and writes the result. Returns why this failed, on one line; None if it did not."""
     try:
-        pixels = read_image(file)
+        pixels = read_image(file, ImageRules.from_config(predictor.config.data))
         result = predictor(pixels)
         output.add(index, pixels, result)
     except UserError as error:
@@ -94,7 +96,7 @@ def _predict_file(predictor: Predictor, file: Path, index: int, output: Predicti
     else:
         log(f"{_printable(file)}: {len(result.segments_info)} segments")
         return None
-    log(f"failed: {_printable(file)}: {reason}")
+    log(f"skipped: {_printable(file)}: {reason}")
     return reason
 
 

@@ -28,7 +28,8 @@ _FOLDERS = ("checkpoints", "best", "pictures", "damaged", "profile")
 def claim(workdir: str | Path) -> Iterator[None]:
     """Creates a working directory and holds its lock, on process 0 only, while the context is open.
 
-    The kernel drops the lock when the process ends, however it ends.
+    The kernel drops the lock when the process ends, however it ends. A new directory that stays empty is
+    removed.
 
     Args:
       workdir: Directory of the run.
@@ -44,6 +45,7 @@ def claim(workdir: str | Path) -> Iterator[None]:
     folder = Path(workdir)
     try:
         _check_folders(folder)
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         file = _lock(folder)
     except OSError as error:
@@ -55,6 +57,8 @@ def claim(workdir: str | Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             (folder / LOCK).unlink()
+            if is_new:
+                folder.rmdir()  # fails if anything was written
         os.close(file)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from detr_jax.errors import MissingFileError
+from detr_jax.errors import MissingFileError, UserError
 from detr_jax.models.detr import Detr, Params, build_model, param_shapes
 from detr_jax.weights import tensor_files
 from detr_jax.weights.checksums import (
@@ -20,6 +20,7 @@ from detr_jax.weights.checksums import (
     with_remedy,
 )
 from detr_jax.weights.layouts import WeightsError, listing
+from detr_jax.weights.stored_description import check_stored
 
 
 def checkpoint_folder(workdir: str | Path) -> Path:
@@ -185,10 +186,25 @@ def stored_with(source: str | Path) -> dict[str, str]:
     Raises:
       MissingFileError: There is no such checkpoint.
       WeightsError: The file is not a checkpoint.
+      UserError: The config or the categories are damaged, or have values that no model has.
     """
     if not Path(source).is_dir():
-        return tensor_files.read_metadata(source)
-    files = {name: Path(source) / f"{name}.json" for name in ("config", "categories")}
-    if not all(file.exists() for file in files.values()):
-        return {}
-    return {name: file.read_text() for name, file in files.items()}
+        stored = tensor_files.read_metadata(source)
+        names = {name: f"the {name} stored in {source}" for name in stored}
+    else:
+        files = {name: Path(source) / f"{name}.json" for name in ("config", "categories")}
+        if not all(file.exists() for file in files.values()):
+            return {}
+        names = {name: str(file) for name, file in files.items()}
+        stored = {name: _read_text(file) for name, file in files.items()}
+    if stored:
+        check_stored(stored, names)
+    return stored
+
+
+def _read_text(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(16_000_001).decode()  # a longer text is refused
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error

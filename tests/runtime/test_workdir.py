@@ -38,7 +38,16 @@ def test_a_claimed_workdir_is_created_and_left_without_a_lock(tmp_path):
     for _ in range(2):
         with claim(folder):
             assert (folder / ".lock").exists()
-        assert list(folder.iterdir()) == []
+            (folder / "file").write_text("")
+        assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+def test_a_new_workdir_that_stays_empty_is_removed(tmp_path):
+    with claim(tmp_path / "new"):
+        pass
+    with claim(tmp_path):
+        pass
+    assert tmp_path.exists() and not (tmp_path / "new").exists()
 
 
 def test_a_second_run_is_told_who_holds_the_workdir_until_it_is_killed(holder, tmp_path):

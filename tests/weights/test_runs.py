@@ -1,3 +1,6 @@
+import shutil
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -5,12 +8,13 @@ from tiny import tiny_config
 
 from detr_jax.data.pipeline import train_data
 from detr_jax.data.shapes import Shapes
-from detr_jax.errors import MissingFileError
+from detr_jax.errors import MissingFileError, UserError
 from detr_jax.models.detr import param_shapes
 from detr_jax.training.checkpoints import Checkpoints
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
 from detr_jax.weights import runs
+from detr_jax.weights.checksums import DamagedCheckpointError
 from detr_jax.weights.layouts import WeightsError
 
 
@@ -72,3 +76,60 @@ def test_config_and_categories_are_found_together_or_not_at_all(tmp_path):
     (tmp_path / "categories.json").write_text("[]")
     assert runs.stored_with(tmp_path) == {"config": "{}", "categories": "[]"}
     assert runs.stored_with("shapes-panoptic").keys() == {"config", "categories"}
+
+
+@pytest.mark.parametrize(
+    ("config", "categories", "message"),
+    [
+        ("", "[]", "config.json is not JSON"),
+        ("{", "[]", "config.json is not JSON"),
+        ("[1]", "[]", "config.json is not a JSON object"),
+        ("[" * 5000, "[]", "config.json is nested too deeply"),
+        ('{"pair_lengths": [1000000000]}', "[]", "pair_lengths of .*: at most"),
+        ('{"pair_lengths": [8, 5000]}', "[]", "pair_lengths of up to 5000: at most 1000"),
+        ('{"model": {"num_encoder_layers": 10000000}}', "[]", "num_encoder_layers of 1e.07: at most 1000"),
+        ('{"model": {"hidden_dim": 1e300}}', "[]", "model.hidden_dim of 1e.300"),
+        ('{"data": {"eval_shapes": [[64, 100000000]]}}', "[]", "data.eval_shapes of 1e.08"),
+        ('{"data": {"max_size": NaN}}', "[]", "data.max_size of nan"),
+        ("{}", "{}", "categories.json is not a JSON list"),
+        ("{}", "[1]", "categories.json: "),
+    ],
+)
+def test_a_damaged_or_hostile_description_is_one_line(config, categories, message, tmp_path):
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "categories.json").write_text(categories)
+    with pytest.raises(UserError, match=message) as error:
+        runs.stored_with(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_description_that_is_not_text_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    (tmp_path / "categories.json").write_text("[]")
+    with pytest.raises(UserError, match="cannot read .*config.json"):
+        runs.stored_with(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_encoder_layers": 10**7}, {"num_decoder_layers": 10**9}, {"hidden_dim": 128 * 10**7}]
+)
+def test_a_model_of_impossible_size_is_refused_at_once(workdir, options):
+    name = next(iter(options))
+    start = time.monotonic()
+    with pytest.raises(WeightsError, match=f"different model:\n  .*model.{name}: found"):
+        runs.load_run(workdir, tiny_config(**options).model)
+    assert time.monotonic() - start < 10
+
+
+def test_parameters_of_a_damaged_step_are_not_loaded_but_those_before(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    shutil.copytree(copy / "checkpoints" / "0", copy / "checkpoints" / "5")
+    shutil.rmtree(copy / "checkpoints" / "5" / "params")
+    message = "step 5 .* is damaged .*newest older step that is whole is 0"
+    with pytest.raises(DamagedCheckpointError, match=message):
+        runs.load_params(copy)
+    assert same(runs.load_params(copy, fallback=True), runs.load_params(workdir))
+
+
+def same(a, b):
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
