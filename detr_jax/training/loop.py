@@ -11,21 +11,24 @@ from ml_collections import ConfigDict
 
 from detr_jax.config import validate
 from detr_jax.data.example import Source
-from detr_jax.data.pipeline import load_source, train_data
-from detr_jax.errors import DivergedError, UserError
+from detr_jax.data.pipeline import check_eval_data, load_source, train_data
+from detr_jax.errors import UserError
 from detr_jax.evaluation.evaluate import evaluate_model
 from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
-from detr_jax.runtime.interruption import Interruption
+from detr_jax.runtime.interruption import Interrupted, Interruption
 from detr_jax.runtime.reporting import Reporter, StepTimer, log
 from detr_jax.runtime.workdir import claim
 from detr_jax.training.checkpoints import BestCheckpoint, Checkpoints, save_description
+from detr_jax.training.divergence import DivergenceCheck, logged_metrics
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.profiling import Profiler
 from detr_jax.training.resume import check_same_run
 from detr_jax.training.step import TrainStep
 from detr_jax.weights.initialize import starting_model
 from detr_jax.weights.runs import blank_run, latest_step
+
+_RESUME = "rerun the command to resume from it"
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -37,23 +40,31 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         metrics.jsonl, TensorBoard events, curves.png, pictures/, evaluation.json and, if traced, profile/.
 
     Returns:
-      The result of the last evaluation; empty if SIGTERM stopped the run before the first.
+      The result of the last evaluation; empty if a signal stopped the run before the first.
 
     Raises:
       UserError: The config is invalid, or the data, a checkpoint or the workdir does not fit it.
-      DivergedError: The loss or a matching cost is not finite.
+      DivergedError: A loss, a gradient, a parameter or a matching cost is not finite.
     """
     validate(config)
     with claim(workdir):
-        return _train_claimed(config, workdir)
+        run = _Run(config, workdir)
+        log(_summary(run))
+        try:
+            profiler = Profiler(config.profile, Path(workdir) / "profile")
+            with Interruption() as interruption, profiler:
+                return _train(run, interruption, profiler)
+        finally:
+            run.close()
 
 
-def _train_claimed(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    run = _Run(config, workdir)
-    log(_summary(run))
-    # A step is saved before it is evaluated, so the step to resume from may have no evaluation.
-    result = run.evaluate() if run.plan.evaluates(run.step) else {}
-    with Interruption() as interruption, Profiler(config.profile, Path(workdir) / "profile") as profiler:
+def _train(run: "_Run", interruption: Interruption, profiler: Profiler) -> dict[str, Any]:
+    """Runs the steps until the last one or a signal. Returns the result of the last evaluation."""
+    result: dict[str, Any] = {}
+    try:
+        # A step is saved before it is evaluated, so the step to resume from may have no evaluation.
+        if run.plan.evaluates(run.step):
+            result = run.evaluate(interruption)
         while run.step < run.plan.total:
             metrics = run.advance()
             stops = interruption.requested(run.step)
@@ -61,14 +72,16 @@ def _train_claimed(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             if run.plan.logs(run.step):
                 run.report(metrics)
             if run.plan.saves(run.step) or stops:
-                run.checkpoints.save(run.state, run.batches)
+                run.save()
             if stops:
-                log(f"received SIGTERM: step {run.step} is saved; rerun the command to resume from it")
+                run.checkpoints.wait()
+                log(f"received {interruption.name}: step {run.step} is saved; {_RESUME}")
                 break
             if run.plan.evaluates(run.step):
-                result = run.evaluate()
-    run.checkpoints.wait()
-    run.reporter.close()
+                result = run.evaluate(interruption)
+    except Interrupted:
+        run.checkpoints.wait()
+        log(f"received {interruption.name} during the evaluation: step {run.step} is saved; {_RESUME}")
     return result
 
 
@@ -138,6 +151,7 @@ class _Run:
         self.batches = train_data(self.source, config)
         if latest_step(workdir):
             check_same_run(workdir, config, self.source.categories)
+        check_eval_data(self._held_out, config, self.source)
         self.reporter, self._timer = Reporter(workdir), StepTimer()
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         self._first = self.checkpoints.usable_step(config.checkpoint.fallback)
@@ -146,6 +160,7 @@ class _Run:
                 f"the run in {workdir} is at step {self._first}, but this config ends it at step "
                 f"{self.plan.total}: set --config.steps={self._first} or more, or use --mode=eval"
             )
+        self._divergence = DivergenceCheck(config.optim.skip_nonfinite, lambda: self.checkpoints.latest_step)
         self._best = BestCheckpoint(workdir, self._first)
         self._model, params = _initial_model(config, workdir, self.source, self._first)
         self._train_step = TrainStep(self._model, config, make_optimizer(config.optim, self.plan.total))
@@ -162,8 +177,14 @@ class _Run:
         return self.state.step
 
     def advance(self) -> dict[str, Array]:
-        """Makes one step, and returns its metrics on the devices."""
-        self.state, metrics = self._train_step(self.state, next(self.batches))
+        """Makes one step, and returns its metrics on the devices.
+
+        Raises:
+          DivergedError: The step before was not finite.
+        """
+        batch = next(self.batches)
+        self.state, metrics = self._train_step(self.state, batch)
+        self._divergence.after_step(self.step, metrics, batch.image_id)
         if self.step == self._first + 1:  # this step compiled, so it is not timed
             jax.block_until_ready(metrics)
             self._timer.start(self.step)
@@ -173,25 +194,51 @@ class _Run:
         """Prints and writes the metrics of the current step.
 
         Raises:
-          DivergedError: The loss is not finite.
+          DivergedError: The step is not finite.
         """
+        self._divergence.check()
+        values = {name: float(value) for name, value in parallel.unreplicate(metrics).items()}
         self.reporter.log_training(
             self.step,
-            _finite(self.step, metrics),
+            logged_metrics(self.step, values),
             total_steps=self.plan.total,
             batch_size=self.config.batch_size,
             seconds_per_step=self._timer.seconds_per_step(self.step),
         )
 
-    def evaluate(self) -> dict[str, Any]:
-        """Evaluates the current state, and keeps it in `best/` if it is the best so far."""
+    def save(self) -> None:
+        """Saves the current state, in the background.
+
+        Raises:
+          DivergedError: The step is not finite, so its state is not saved.
+        """
+        self._divergence.check()
+        self.checkpoints.save(self.state, self.batches)
+
+    def evaluate(self, interruption: Interruption) -> dict[str, Any]:
+        """Evaluates the current state, and keeps it in `best/` if it is the best so far.
+
+        Args:
+          interruption: Stops the evaluation at a signal.
+
+        Raises:
+          Interrupted: A signal arrived. The state is saved already.
+        """
         last = self.step == self.plan.total
-        result = evaluate_model(
-            self.config, self._model, self.state.params, self._held_out, self.reporter, self.step, last
-        )
+        with interruption.immediate():
+            result = evaluate_model(
+                self.config, self._model, self.state.params, self._held_out, self.reporter, self.step, last
+            )
         self._best.save_if_best(self.state, self.batches, result)
         self._timer.start(self.step)
         return result
+
+    def close(self) -> None:
+        """Finishes pending checkpoints and closes the files of the reporter, whatever ended the run."""
+        try:
+            self.checkpoints.wait()
+        finally:
+            self.reporter.close()
 
 
 def _initial_model(config: ConfigDict, workdir: str | Path, source: Source, step: int) -> tuple[Detr, Params]:
@@ -203,20 +250,6 @@ def _initial_model(config: ConfigDict, workdir: str | Path, source: Source, step
     if remark:
         log(remark)
     return model, params
-
-
-def _finite(step: int, metrics: dict[str, Array]) -> dict[str, float]:
-    """Metrics on the host.
-
-    Raises:
-      DivergedError: The loss is not finite.
-    """
-    values = {name: float(value) for name, value in parallel.unreplicate(metrics).items()}
-    if not math.isfinite(values["loss"]):
-        raise DivergedError(
-            f"the loss is {values['loss']} at step {step}: training has diverged; lower optim.learning_rate"
-        )
-    return values
 
 
 def _summary(run: _Run) -> str:

@@ -14,6 +14,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
@@ -23,6 +24,7 @@ from detr_jax.errors import UserError
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, Outputs, Params
 from detr_jax.runtime import parallel
+from detr_jax.training import divergence
 from detr_jax.training.losses import (
     Counts,
     LossWeights,
@@ -57,6 +59,7 @@ class StepSettings:
       loss_weights: Weights of the losses.
       matching_weights: Weights of the matching cost.
       assigns_on_device: Whether `forward` returns the assignment rather than the costs.
+      skip_nonfinite: Whether `apply` drops an update that is not finite, or whose losses are not.
     """
 
     model: Detr
@@ -71,6 +74,7 @@ class StepSettings:
     loss_weights: LossWeights
     matching_weights: MatchingWeights
     assigns_on_device: bool
+    skip_nonfinite: bool
 
     @classmethod
     def from_config(
@@ -101,6 +105,7 @@ class StepSettings:
             loss_weights=LossWeights.from_config(config.loss),
             matching_weights=MatchingWeights.from_config(config.matching),
             assigns_on_device=config.matching.method == "optax",
+            skip_nonfinite=config.optim.skip_nonfinite,
         )
 
     @property
@@ -148,7 +153,16 @@ def forward(
     outputs, vjp = jax.vjp(detect, detector)
     weights = settings.matching_weights
     cost = matching_cost(outputs.logits, outputs.boxes, batch.labels, batch.boxes, weights)
-    return outputs, assign_on_device(cost, batch.labels) if settings.assigns_on_device else cost, vjp
+    return outputs, _assign_finite(cost, batch.labels) if settings.assigns_on_device else cost, vjp
+
+
+def _assign_finite(
+    cost: Float[Array, "layers batch queries targets"], labels: Int[Array, "batch targets"]
+) -> Int[Array, "layers batch targets"]:
+    """`assign_on_device`, with -1 for all targets of an image whose costs are not finite."""
+    finite = jnp.isfinite(cost).all((2, 3))
+    assignment = assign_on_device(jnp.where(finite[..., None, None], cost, 0.0), labels)
+    return jnp.where(finite[..., None], assignment, -1)
 
 
 def gradients(
@@ -174,7 +188,8 @@ def gradients(
       pairs: Image, query and target of each mask loss, target -1 being padding; None without mask losses.
 
     Returns:
-      Gradients of the trained parameters, and the losses by name.
+      Gradients of the trained parameters; and the losses by name, with "unmatched", the number of images and
+      layers whose targets have no queries although there are enough, because a matching cost is not finite.
     """
     trained, _ = settings.split_params(params)
     head = {name: trained[name] for name in ("mask_head",) if name in trained}
@@ -189,7 +204,9 @@ def gradients(
     (total, losses), (head_gradient, outputs_gradient) = value_and_gradients(head, outputs)
     (detector_gradient,) = vjp(outputs_gradient)
     metrics = {name: value / settings.parts for name, value in by_layer(losses).items()}
-    return merge_params(detector_gradient, head_gradient), {"loss": total, **metrics}
+    unmatched = divergence.unmatched(batch.labels, assignment, outputs.logits.shape[2])
+    gradient = merge_params(detector_gradient, head_gradient)
+    return gradient, {"loss": total, **metrics, "unmatched": unmatched}
 
 
 def _losses(
@@ -223,14 +240,26 @@ def apply(
       gradients_and_metrics: The results of `gradients`, summed over the parts of the batch.
 
     Returns:
-      The new parameters, the new state of the optimizer, and the metrics with gradient_norm added, the global
-      norm before clipping.
+      The new parameters, the new state of the optimizer, and the metrics. These have in addition
+      gradient_norm, the global norm before clipping; nonfinite, see `divergence.TERMS`; and with
+      `skip_nonfinite`, updates, the number of updates that were not dropped. They replace "unmatched".
     """
     gradients, metrics = parallel.mean_over_devices(gradients_and_metrics)
+    unmatched = metrics.pop("unmatched")
     trained, _ = settings.split_params(params)
-    updates, opt_state = settings.optimizer.update(gradients, opt_state, trained)
-    params = merge_params(params, optax.apply_updates(trained, updates))
-    return params, opt_state, {**metrics, "gradient_norm": optax.global_norm(gradients)}
+    updates, new_state = settings.optimizer.update(gradients, opt_state, trained)
+    new = optax.apply_updates(trained, updates)
+    norm = optax.global_norm(gradients)
+    # All of this is the same on all devices, so that all of them drop an update, or none.
+    finite = (unmatched == 0, jnp.isfinite(metrics["loss"]), jnp.isfinite(norm), divergence.all_finite(new))
+    metrics |= {"gradient_norm": norm, "nonfinite": divergence.first_false(finite)}
+    if settings.skip_nonfinite:
+        keep = metrics["nonfinite"] == 0
+        new, new_state = jax.tree.map(
+            lambda new, old: jnp.where(keep, new, old), (new, new_state), (trained, opt_state)
+        )
+        metrics["updates"] = divergence.update_count(new_state)
+    return merge_params(params, new), new_state, metrics
 
 
 def update(

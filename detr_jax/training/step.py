@@ -89,10 +89,10 @@ class TrainStep:
 
         Returns:
           The new state, and metrics averaged over all devices, each on every device (`parallel.unreplicate`).
+          The metric nonfinite tells whether the step diverged, see `divergence.TERMS`.
 
         Raises:
           UserError: The batch size is not divisible by the number of devices times `accumulate_steps`.
-          DivergedError: A matching cost is not finite.
         """
         parts = self.settings.parts
         labels = parallel.shard(batch.labels, parts=parts)
@@ -115,7 +115,7 @@ class TrainStep:
         outputs, result, vjp = self._forward(state.params, on_devices, *position)
         assignment = np.asarray(result)
         if not self.settings.assigns_on_device:
-            assignment = assign_batch(assignment, batch.labels.reshape(on_devices.labels.shape))
+            assignment = _assign_finite(assignment, batch.labels.reshape(on_devices.labels.shape))
         pairs = None
         if self.settings.trains_masks:
             assert batch.image_id is not None  # on the host
@@ -138,6 +138,22 @@ class TrainStep:
         needed = parallel.max_over_processes(max(map(len, per_device)))
         length = padded_length(needed, images, self.pair_lengths)
         return np.stack([pad_pairs(pairs, length) for pairs in per_device])
+
+
+def _assign_finite(
+    costs: Float[np.ndarray, "devices layers batch queries targets"],
+    labels: Int[np.ndarray, "devices batch targets"],
+) -> Int32[np.ndarray, "devices layers batch targets"]:
+    """`assign_batch`, with -1 for all targets of an image whose costs are not finite.
+
+    The update program sees from it that the step diverged, and says so on all devices of all processes: an
+    error on this host would leave the others waiting.
+    """
+    finite = np.isfinite(costs).all((-2, -1))
+    if finite.all():
+        return assign_batch(costs, labels)
+    assignment = assign_batch(np.where(finite[..., None, None], costs, 0.0), labels)
+    return np.where(finite[..., None], assignment, np.int32(-1))
 
 
 def _rows(batch: Batch, first: int, stride: int) -> Batch:

@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_programs import run_on_devices
@@ -19,7 +19,9 @@ from tiny import small_run
 from detr_jax import Predictor
 from detr_jax.errors import DivergedError, MissingFileError, UserError
 from detr_jax.evaluation.evaluate import evaluate
-from detr_jax.training.loop import StepPlan, _finite, train
+from detr_jax.training import loop
+from detr_jax.training.loop import StepPlan, train
+from detr_jax.training.step import TrainStep
 from detr_jax.weights.runs import latest_step, load_params
 
 
@@ -117,10 +119,63 @@ def test_the_plan_counts_steps_and_evaluates_what_it_saves(config):
     assert StepPlan.from_config(config, images=10).total == 9
 
 
-def test_rejects_a_loss_that_is_not_finite():
-    with pytest.raises(DivergedError, match="the loss is nan at step 7"):
-        _finite(7, {"loss": jnp.array([np.nan])})
-    assert _finite(7, {"loss": jnp.array([1.5])}) == {"loss": 1.5}
+def with_a_box_that_is_not_finite(monkeypatch, at_step):
+    """Makes a target box of the batch of a step not a number."""
+    call = TrainStep.__call__
+
+    def changed(self, state, batch):
+        if state.step + 1 == at_step:
+            batch = batch._replace(boxes=np.where(np.arange(4) == 2, np.nan, batch.boxes))
+        return call(self, state, batch)
+
+    monkeypatch.setattr(TrainStep, "__call__", changed)
+
+
+def test_a_state_that_is_not_finite_is_never_saved(config, tmp_path, monkeypatch):
+    config.checkpoint.every_steps, config.log_every_steps = 1, 50
+    with_a_box_that_is_not_finite(monkeypatch, 3)
+    with pytest.raises(DivergedError) as error:
+        train(config, tmp_path)
+    message = str(error.value)
+    assert re.search(
+        r"a matching cost is not finite at step 3, whose batch has the images \d+(, \d+){3};", message
+    )
+    assert "step 2 is the last good checkpoint: rerun the command" in message and "\n" not in message
+    assert latest_step(tmp_path) == 2
+    load_params(tmp_path)
+
+    config.optim.skip_nonfinite = True
+    train(config, tmp_path)
+    assert latest_step(tmp_path) == 4
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["skipped_steps"] for record in records if "loss" in record] == [1]
+
+
+def test_whatever_ends_a_run_its_saved_step_is_whole(config, tmp_path, monkeypatch, capsys):
+    config.steps = 2
+    evaluate_model = loop.evaluate_model
+
+    def fails(*arguments):
+        raise ValueError("an image that cannot be read")
+
+    def stopped(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_model(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate_model", fails)
+    with pytest.raises(ValueError, match="an image that cannot be read"):
+        train(config, tmp_path)
+    assert latest_step(tmp_path) == 2
+    load_params(tmp_path)
+
+    monkeypatch.setattr(loop, "evaluate_model", stopped)
+    assert train(config, tmp_path) == {}
+    printed = capsys.readouterr().out
+    assert "resuming from step 2" in printed
+    assert "received SIGTERM during the evaluation: step 2 is saved; rerun the command" in printed
+
+    monkeypatch.setattr(loop, "evaluate_model", evaluate_model)
+    assert 0.0 <= train(config, tmp_path)["All"]["pq"] <= 1.0
 
 
 ON_FOUR_DEVICES = """
@@ -217,6 +272,33 @@ def test_a_killed_and_a_terminated_run_resume_bit_for_bit(uninterrupted, tmp_pat
     assert [step for step, _ in losses(tmp_path)] == list(range(1, stopped + 1))
     assert losses(tmp_path) == losses(uninterrupted)[:stopped]
     assert same(load_params(tmp_path), load_params(uninterrupted, stopped))
+
+
+LONG_EVALUATION = RUN.replace(
+    "train(config",
+    """
+config.steps, config.data.eval_count = 1, 20_000
+from detr_jax.runtime.startup import exit_with_message
+with exit_with_message():
+    train(config""",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_an_evaluation_within_seconds(tmp_path, number):
+    command = [sys.executable, "-c", LONG_EVALUATION, str(tmp_path), "3"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while run.poll() is None and not list((tmp_path / "pictures").glob("*.png")):
+        time.sleep(0.02)
+    since = time.monotonic()
+    run.send_signal(number)
+    output = finish(run)
+    assert time.monotonic() - since < 10.0  # half a second on an idle machine
+    assert f"received {number.name} during the evaluation: step 1 is saved" in output
+    assert "Traceback" not in output
+    assert latest_step(tmp_path) == 1
+    load_params(tmp_path)
 
 
 @pytest.mark.slow
