@@ -18,6 +18,9 @@ StateDict = dict[str, np.ndarray]
 # Published names of a backbone's tensors, in any layout.
 _BACKBONE = re.compile(r"(detr\.)?(backbone\.0\.body|model\.backbone)\.")
 
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_RANKS = (1, 2, 4)
+
 
 class WeightsError(UserError):
     """A checkpoint that does not fit the model, or is not a DETR checkpoint."""
@@ -54,7 +57,8 @@ def from_state_dict(state: StateDict, model: Detr, file: str = "the checkpoint")
       The parameters, float32; without the mask head if the checkpoint has none.
 
     Raises:
-      WeightsError: A tensor is missing, has the wrong shape, or is not part of the model.
+      WeightsError: A tensor is missing, has the wrong shape or type, is not finite, or is not part of the
+        model.
     """
     layout, panoptic = layout_of(state), is_panoptic(state)
     return _convert(state, _shapes(model, panoptic), layout, panoptic, file)
@@ -90,7 +94,8 @@ def _convert(
     state: StateDict, shapes: Mapping[str, tuple[int, ...]], layout: str, panoptic: bool, file: str
 ) -> Params:
     """Parameters of the given paths and shapes. Each tensor of the state dict must belong to one of them."""
-    params, used, problems = {}, set(), []
+    _check_kinds(state, file)
+    params, used, problems, unusable = {}, set(), [], []
     for path, shape in shapes.items():
         name, part = published_name(path, layout, panoptic)
         used.add(name)
@@ -101,12 +106,38 @@ def _convert(
             problems.append(f"{name} is {state[name].shape}, expected {expected}")
         else:
             array = state[name] if part is None else np.split(state[name], 3)[part]
-            params[path] = np.ascontiguousarray(_from_published(array, path), np.float32)
+            with np.errstate(over="ignore"):  # float64 beyond float32 is reported as infinite
+                params[path] = np.ascontiguousarray(_from_published(array, path), np.float32)
+            if not np.isfinite(params[path]).all():
+                unusable.append(name)
     problems += [f"not part of the model: {name}" for name in state if name not in used]
     if problems:
         problems = list(dict.fromkeys(problems))  # the thirds of a stacked tensor have the same problem
         raise WeightsError(f"{file} ({layout} layout) does not fit the model:{listing(problems)}")
+    if unusable:
+        raise WeightsError(
+            f"{file} has NaN or infinite weights, from a training that diverged or a damaged file: "
+            f"{_first_names(unusable)}"
+        )
     return unflatten_dict(params, sep="/")
+
+
+def _check_kinds(state: StateDict, file: str) -> None:
+    """Checks that tensors are of a type and a rank that weights have.
+
+    Raises:
+      WeightsError: One is not; the message names it.
+    """
+    for name, array in state.items():
+        if array.dtype.name not in _DTYPES:
+            raise WeightsError(f"{file}: {name} is of type {array.dtype.name}, expected {', '.join(_DTYPES)}")
+        if array.ndim not in _RANKS:
+            raise WeightsError(f"{file}: {name} has {array.ndim} axes {array.shape}, expected 1, 2 or 4")
+
+
+def _first_names(names: Sequence[str], shown: int = 5) -> str:
+    more = f" and {len(set(names)) - shown} more" if len(set(names)) > shown else ""
+    return ", ".join(list(dict.fromkeys(names))[:shown]) + more
 
 
 def _to_published(array: np.ndarray, path: str) -> np.ndarray:
@@ -154,16 +185,22 @@ def is_panoptic(state: StateDict) -> bool:
     return "mask_head.lay1.weight" in state
 
 
-def model_options_of(state: StateDict) -> dict[str, Any]:
+def model_options_of(state: StateDict, file: str = "the checkpoint") -> dict[str, Any]:
     """The attributes of `Detr` that tensors determine.
 
     These are all but dilation, dropout, dtype, remat and attention_gain.
 
     The number of heads follows from the mask head. Without one it is 8, as in all published models.
 
+    Args:
+      state: Tensors by name, in any of the layouts.
+      file: Name of the checkpoint, for error messages.
+
     Raises:
-      WeightsError: The state dict has none of the layouts, or lacks a tensor that determines an attribute.
+      WeightsError: The state dict has none of the layouts, lacks a tensor that determines an attribute, or
+        has tensors of an odd type or rank.
     """
+    _check_kinds(state, file)
     layout, panoptic = layout_of(state), is_panoptic(state)
 
     def shape(path: str) -> tuple[int, ...]:
@@ -180,16 +217,16 @@ def model_options_of(state: StateDict) -> dict[str, Any]:
 
     learned, frozen = has("learned_position/rows"), has("backbone/conv1/frozen_batch_norm/mean")
     blocks = tuple(count(f"backbone/layer{stage}_{{}}/conv1/kernel") for stage in (1, 2, 3, 4))
-    num_queries, hidden_dim = shape("query_embedding/embedding")
+    queries = shape("query_embedding/embedding")
     return {
         "num_classes": shape("class_head/bias")[0] - 1,
-        "num_queries": num_queries,
+        "num_queries": queries[0],
         "resnet_depth": _resnet_depth(blocks, has("backbone/layer1_0/conv3/kernel")),
         "resnet_width": shape("backbone/conv1/kernel")[0],
         "norm": "frozen_batch" if frozen else "group",
         "position": "learned" if learned else "sine",
-        "hidden_dim": hidden_dim,
-        "num_heads": shape("mask_head/conv1/bias")[0] - hidden_dim if panoptic else 8,
+        "hidden_dim": queries[-1],
+        "num_heads": shape("mask_head/conv1/bias")[0] - queries[-1] if panoptic else 8,
         "num_encoder_layers": count("transformer/encoder_{}/linear1/bias"),
         "num_decoder_layers": count("transformer/decoder_{}/linear1/bias"),
         "feedforward_dim": shape("transformer/encoder_0/linear1/bias")[0],

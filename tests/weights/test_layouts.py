@@ -1,5 +1,6 @@
 import jax
 import make
+import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -119,6 +120,42 @@ def test_names_tensors_that_do_not_fit(change, message, model):
     state = {name: array for name, array in (make.state_dict(50) | change).items() if array is not None}
     with pytest.raises(WeightsError, match=message):
         layouts.from_state_dict(state, model, "detr.pth")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", ml_dtypes.bfloat16])
+def test_accepts_floating_point_weights(dtype, tiny_model, tiny_params):
+    state = {name: np.ones_like(x, dtype) for name, x in layouts.to_state_dict(tiny_params).items()}
+    read = flatten_dict(layouts.from_state_dict(state, tiny_model))
+    assert all(array.dtype == np.float32 and (array == 1).all() for array in read.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.full(3, np.nan), r"^a\.pth has NaN or infinite weights, .*: detr\.input_proj\.bias$"),
+        (np.full(3, -np.inf), "NaN or infinite"),
+        (np.full(3, 1e300), "NaN or infinite"),
+        (np.zeros(3, np.int64), r"^a\.pth: detr\.input_proj\.bias is of type int64, expected float16, "),
+        (np.zeros(3, np.complex64), "type complex64"),
+        (np.zeros(3, np.bool_), "type bool"),
+        (np.zeros((3, 1, 1)), r"detr\.input_proj\.bias has 3 axes \(3, 1, 1\), expected 1, 2 or 4"),
+        (np.zeros(()), "has 0 axes"),
+        (np.zeros((3, 1, 1, 1, 1)), "has 5 axes"),
+    ],
+)
+def test_names_tensors_that_cannot_be_weights(value, message, tiny_model, tiny_params):
+    state = layouts.to_state_dict(tiny_params)
+    if value.shape == (3,):
+        value = np.resize(value, state["detr.input_proj.bias"].shape)
+    with pytest.raises(WeightsError, match=message):
+        layouts.from_state_dict(state | {"detr.input_proj.bias": value}, tiny_model, "a.pth")
+
+
+@pytest.mark.parametrize("shape", [(), (3, 4, 5)])
+def test_options_are_not_determined_from_tensors_of_odd_rank(shape, tiny_params):
+    for name in ("detr.query_embed.weight", "detr.class_embed.bias"):
+        with pytest.raises(WeightsError, match=f"{name} has {len(shape)} axes"):
+            layouts.model_options_of(layouts.to_state_dict(tiny_params) | {name: np.zeros(shape)})
 
 
 def test_rejects_checkpoints_of_other_models():
