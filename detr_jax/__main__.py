@@ -25,9 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def check(options: argparse.Namespace) -> None:
     """Prints the problems in a folder of COCO panoptic data."""
     from detr_jax.data.coco_check import check_folder
+    from detr_jax.data.image_files import ImageRules
 
     count = 0
-    for problem in check_folder(options.folder, progress=sys.stderr.isatty()):
+    rules = ImageRules(options.orientation, options.max_pixels)
+    for problem in check_folder(options.folder, progress=sys.stderr.isatty(), rules=rules):
         print(problem)
         count += 1
     if count:
@@ -89,6 +91,18 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("check", help="find problems in a dataset", description=check.__doc__)
     add.set_defaults(run=check)
     add.add_argument("folder", help="folder with annotations/ and the images and PNGs of each split")
+    add.add_argument(
+        "--orientation",
+        choices=("upright", "stored"),
+        default="upright",
+        help="data.orientation of the training: 'stored' ignores EXIF orientations (default: %(default)s)",
+    )
+    add.add_argument(
+        "--max_pixels",
+        type=int,
+        default=64_000_000,
+        help="data.max_pixels of the training (default: %(default)s)",
+    )
 
     add = commands.add_parser("export", help="export a run as one file", description=export.__doc__)
     add.set_defaults(run=export)

@@ -64,6 +64,21 @@ def test_check_lists_problems_and_fails(pictures, capsys):
     assert "does not exist" in written.out
 
 
+def test_check_reads_images_by_the_rules_of_the_training(pictures, capsys):
+    code, written = fails_with(capsys, "check", pictures, "--max_pixels=100")
+    assert code == f"{pictures}: 4 problems"
+    assert written.out.count("more than the limit of 100 pixels") == 4
+    path = next((pictures / "validation").iterdir())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(path).crop((0, 0, 128, 96))
+    image.save(path, exif=exif)
+    code, written = fails_with(capsys, "check", pictures)
+    assert "is 96 x 128, but annotated as 128 x 128" in written.out
+    code, written = fails_with(capsys, "check", pictures, "--orientation=stored")
+    assert "is 128 x 96, but annotated as 128 x 128" in written.out
+
+
 def test_check_fails_on_a_folder_without_annotations(tmp_path, capsys):
     code, written = fails_with(capsys, "check", tmp_path)
     assert code == f"{tmp_path}: 1 problem"

@@ -131,10 +131,9 @@ def _match_images_and_annotations(images: Columns, annotations: Columns) -> tupl
             raise UserError(
                 f'image {name} (id {image_id}) has no annotation. Add one, or remove the image from "images".'
             )
-    if len(ids) != len(annotation_of):
-        orphans = sorted(annotation_of.keys() - set(ids))
-        if not orphans:
-            raise UserError('several entries of "images" have the same id.')
+    if len(set(ids)) < len(ids):
+        raise UserError('several entries of "images" have the same id; number them differently.')
+    if orphans := sorted(annotation_of.keys() - set(ids)):
         name = annotations["file_name"][annotation_of[orphans[0]]]
         raise UserError(
             f'annotation {name} (image id {orphans[0]}) belongs to no entry of "images". Remove it, or add '

@@ -109,6 +109,7 @@ def test_names_missing_images(coco_folder, drawn):
             r"images\[0\]: missing or invalid width \(integer from 1\)",
         ),
         (lambda content: content["images"].append(content["images"][0]), "several entries .* the same id"),
+        (lambda content: content["images"][0].update(content["images"][1]), "several entries .* the same id"),
         (
             lambda content: content["images"][2].update(height="tall"),
             r"images\[2\]: missing or invalid height \(integer from 1\)",
