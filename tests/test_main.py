@@ -181,8 +181,9 @@ def test_predict_takes_images_as_arguments_and_as_flags(checkpoint, tmp_path):
         "--config.data.eval_shapes=((96,128),(128,96))",
         "--config.eval.threshold=0.0",
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert "skipped" in done.stdout
+    assert "1 of 4 images failed" in done.stderr and "Traceback" not in done.stderr
     written = tmp_path / "predictions"
     assert sorted(file.name for file in (written / "panoptic").iterdir()) == ["a.png", "c.png", "d.png"]
     assert Image.open(written / "overlays" / "a.png").size == (60, 40)

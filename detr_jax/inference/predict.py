@@ -35,9 +35,10 @@ def predict(config: ConfigDict, workdir: str | Path, images: Sequence[str]) -> N
     """
     validate(config)
     files = list(list_images(images))
-    model, params, source = trained_model(config, workdir)
-    predictor = Predictor(model, params, checked_categories(source, model.num_classes), config)
-    predict_files(predictor, files, Path(workdir) / "predictions")
+    with claim(workdir):
+        model, params, source = trained_model(config, workdir)
+        predictor = Predictor(model, params, checked_categories(source, model.num_classes), config)
+        predict_files(predictor, files, Path(workdir) / "predictions")
 
 
 def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Path) -> None:

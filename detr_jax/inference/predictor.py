@@ -12,9 +12,16 @@ from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from detr_jax.config import default_config, parse_config, validate
-from detr_jax.data.categories import coco_panoptic, from_json
+from detr_jax.data.categories import from_json
 from detr_jax.data.example import Category, coco_bbox
-from detr_jax.data.images import ImageLike, pad_images, read_image, resize_for_eval, static_shape
+from detr_jax.data.images import (
+    ImageLike,
+    ImageRules,
+    pad_images,
+    read_image,
+    resize_for_eval,
+    static_shape,
+)
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
 from detr_jax.inference.detections import describe_dropped, detections
@@ -24,6 +31,7 @@ from detr_jax.models.mask_head import MASK_STRIDE
 from detr_jax.ops.padding import ceil_div
 from detr_jax.runtime import parallel
 from detr_jax.weights import layouts, tensor_files
+from detr_jax.weights.class_agreement import known_categories
 from detr_jax.weights.initialize import load_model
 from detr_jax.weights.runs import stored_with
 
@@ -95,7 +103,8 @@ class Predictor:
             directory of a run.
           dilation: Whether a published checkpoint is a DC5 model, which its tensors do not reveal. By default
             True if its name contains "dc5". A stored config decides for checkpoints that have one.
-          categories: Categories of the checkpoint's classes; by default those stored with it, or COCO's.
+          categories: Categories of the checkpoint's classes; by default those stored with it, or COCO's for
+            the published numbers of classes.
           threshold: Class probability above which a query becomes a segment; 0.85 by default.
           merge_stuff: "first" (default) or "always", see `FusionRules`.
           duplicate_iou: Mask IoU above which the lower-scoring query is dropped; 1, the default, keeps both.
@@ -105,7 +114,8 @@ class Predictor:
           MissingFileError: There is no such file, repository or run.
           MissingPackageError: The file is a `.pth` file, and PyTorch is not installed.
           WeightsError: A tensor is missing, has the wrong shape, or is not part of the model.
-          UserError: A setting is out of range, or `dilation` contradicts the stored config.
+          UserError: A setting is out of range, `dilation` contradicts the stored config, or the checkpoint's
+            categories are neither known nor given.
         """
         stored = stored_with(source)
         config = parse_config(stored["config"]) if stored else default_config()
@@ -125,8 +135,9 @@ class Predictor:
         validate(config)
         model = build_model(config.model)
         params = layouts.from_state_dict(state, model, str(source))
-        coco = tuple(category for category in coco_panoptic() if category.id < model.num_classes)
-        return cls(model, params, categories or coco, config)
+        if categories is None:
+            categories = checked_categories(str(source), model.num_classes)
+        return cls(model, params, categories, config)
 
     def __call__(self, image: ImageLike) -> PanopticSegmentation:
         """The panoptic segmentation of an image, at its original size.
@@ -142,7 +153,7 @@ class Predictor:
         """
         if not self.has_masks:
             raise UserError("this checkpoint has no mask head: use detect(), or load a panoptic checkpoint")
-        pixels = read_image(image)
+        pixels = self._read(image)
         canvas, size = self._prepare(pixels)
         (segmentation,), _ = self._segmenter.segment(canvas, size, np.array([pixels.shape[:2]], np.int32))
         _warn_of_dropped(segmentation.not_finite)
@@ -165,7 +176,7 @@ class Predictor:
           MissingFileError: There is no such file.
           UserError: The image cannot be read.
         """
-        pixels = read_image(image)
+        pixels = self._read(image)
         outputs, _ = self._segmenter.detect(*self._prepare(pixels))
         height, width = pixels.shape[:2]
         corners, scores, labels = detections(outputs.logits[0], outputs.boxes[0], (height, width))
@@ -195,7 +206,9 @@ class Predictor:
           images: Paths, PIL images, or RGB arrays, of any sizes.
           resize: Whether to resize the images to the evaluation size of the config.
           pad_to: Height and width of the batch, in pixels, which do not affect the results. By default the
-            largest height and width of the images; if they are resized, a static shape that holds both.
+            largest height and width of the images, rounded up to multiples of 64 pixels; if they are resized,
+            a static shape that holds both. Programs are compiled for each batch size, height and width, and
+            kept until the process ends, so many sizes should be padded to few.
 
         Returns:
           Outputs of each image, in order.
@@ -204,12 +217,12 @@ class Predictor:
           MissingFileError: There is no such file.
           UserError: An image cannot be read, or is larger than `pad_to`.
         """
-        pixels = [read_image(image) for image in images]
+        pixels = [self._read(image) for image in images]
         if resize:
             pixels = [resize_for_eval(image, self.config.data) for image in pixels]
         height, width = np.max([image.shape[:2] for image in pixels], axis=0).tolist()
         if pad_to is None:
-            pad_to = self._static_shape((height, width)) if resize else (height, width)
+            pad_to = self._static_shape((height, width)) if resize else static_shape((height, width), ())
         if pad_to[0] < height or pad_to[1] < width:
             raise UserError(f"images of up to {height}x{width} do not fit pad_to={pad_to}")
         canvas, size = pad_images(pixels, pad_to)
@@ -228,6 +241,9 @@ class Predictor:
         valid = ceil_div(size, MASK_STRIDE).tolist()
         return [masks[:, :rows, :columns] for masks, (rows, columns) in zip(padded, valid, strict=True)]
 
+    def _read(self, image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
+        return read_image(image, ImageRules.from_config(self.config.data))
+
     def _prepare(
         self, pixels: UInt8[np.ndarray, "height width 3"]
     ) -> tuple[UInt8[np.ndarray, "1 _ _ 3"], np.ndarray]:
@@ -238,6 +254,27 @@ class Predictor:
 
     def _static_shape(self, size: tuple[int, int]) -> tuple[int, int]:
         return static_shape(size, self.config.data.eval_shapes)
+
+
+def checked_categories(source: str, num_classes: int) -> tuple[Category, ...]:
+    """Categories of a checkpoint's classes.
+
+    Args:
+      source: Directory of a run, or a checkpoint file.
+      num_classes: Number of classes of the checkpoint.
+
+    Raises:
+      UserError: No categories are stored with the checkpoint, and the number of classes is not that of a
+        published model.
+    """
+    categories = known_categories(source, num_classes)
+    if categories is None:
+        raise UserError(
+            f"{source} does not name its {num_classes} classes, so its predictions have no categories: in "
+            "Python, give Predictor.from_pretrained(..., categories=...); if the checkpoint is from a run of this "
+            "project, `detr-jax export` writes it with its categories"
+        )
+    return categories
 
 
 def _warn_of_dropped(count: int) -> None:

@@ -53,11 +53,15 @@ def plot_curves(records: Sequence[dict[str, Any]], path: str | Path) -> None:
 def _curves(
     records: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]]:
-    """Steps and values of each metric. If a step was recorded twice, the later record counts."""
+    """Steps and values of each metric. If a step was recorded twice, the later record counts.
+
+    An average precision of -1, which earlier versions recorded without annotations, is not drawn.
+    """
     points: dict[str, dict[float, float]] = {}
     for record in records:
         for key, value in record.items():
-            if key != "step" and isinstance(value, (int, float)):
+            undefined = key.startswith("val_AP") and value == -1
+            if key != "step" and isinstance(value, (int, float)) and not undefined:
                 points.setdefault(key, {})[record["step"]] = value
     ordered = {key: np.array(sorted(curve.items()), float) for key, curve in points.items()}
     return {key: (curve[:, 0], curve[:, 1]) for key, curve in ordered.items()}

@@ -77,6 +77,17 @@ def test_parameters_that_are_not_finite_give_zero_and_one_line(
     assert printed.count("not finite") == 1
 
 
+def test_box_ap_without_things_is_undefined(config, tiny_model, params, source, tmp_path, capsys):
+    config.stage = "boxes"
+    stuff = tuple(category._replace(isthing=False) for category in source.categories)
+    source.categories = stuff
+    reporter = Reporter(tmp_path)
+    evaluate_model(config, tiny_model, params, source, reporter, 0, last=True)
+    reporter.close()
+    assert capsys.readouterr().out.startswith("AP -  AP50 -")
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 0}
+
+
 def test_both_backends_receive_the_same_predictions(config, tiny_model, params, source, monkeypatch):
     class InMemory(PanopticQuality):
         """Compares whole maps, like the official code."""

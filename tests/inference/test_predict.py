@@ -1,18 +1,20 @@
 import json
 import os
+import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_config
+from tiny import tiny_config, tiny_model
 
 from detr_jax import Predictor
 from detr_jax.data.categories import coco_panoptic, to_json
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.inference.predict import predict, predict_files
+from detr_jax.models.detr import init_params
 from detr_jax.weights import layouts, tensor_files
 
 
@@ -161,10 +163,39 @@ def test_rejects_a_model_without_mask_head(config, tiny_model, tiny_params, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_predicts_into_the_workdir_with_the_weights_of_the_config(config, tiny_params, tmp_path):
+def test_refuses_a_checkpoint_whose_classes_are_not_known(config, tiny_params, tmp_path):
     config = config.copy_and_resolve_references()
     config.init_from = str(tmp_path / "tiny.safetensors")
     tensor_files.write_state_dict(layouts.to_state_dict(jax.device_get(tiny_params)), config.init_from)
+    save_image(tmp_path / "a.png", 40, 60)
+    with pytest.raises(UserError, match="does not name its 14 classes.*categories="):
+        predict(config, tmp_path / "run", [str(tmp_path / "a.png")])
+    assert not (tmp_path / "run" / "predictions").exists()
+
+
+def test_sigterm_keeps_what_is_done(predictor, tmp_path):
+    class Terminated(Predictor):
+        def __init__(self):
+            self.__dict__ = predictor.__dict__
+
+        def __call__(self, image):
+            if image.shape[0] == 41:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(image)
+
+    heights = {"a.png": 40, "b.png": 41, "c.png": 40}
+    files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(Terminated(), files, tmp_path / "out")
+    assert written_names(tmp_path / "out") == ["a.png"]
+
+
+def test_predicts_into_the_workdir_with_the_weights_of_the_config(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.init_from = str(tmp_path / "tiny.safetensors")
+    config.model.num_classes = 91  # as in published models, whose classes are COCO's
+    params = init_params(tiny_model(num_classes=91), jax.random.key(0))
+    tensor_files.write_state_dict(layouts.to_state_dict(jax.device_get(params)), config.init_from)
     save_image(tmp_path / "images" / "a.png", 40, 60)
     predict(config, tmp_path / "run", [str(tmp_path / "images")])
     assert (tmp_path / "run" / "predictions" / "panoptic" / "a.png").exists()

@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 
 import jax
 import make
@@ -12,7 +14,7 @@ from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.example import Category
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.errors import MissingFileError, UserError
-from detr_jax.weights import tensor_files
+from detr_jax.weights import layouts, tensor_files
 
 TOLERANCES = {50: (6e-3, 6e-5, 3e-3), 101: (3e-2, 3e-4, 1.5e-2)}
 
@@ -163,3 +165,42 @@ def test_parameters_that_are_not_finite_give_warnings_and_no_results(tiny_model,
     assert not result.segment_map.any() and not result.segments_info
     with pytest.warns(RuntimeWarning, match="not finite"):
         assert predictor.detect(pictures[0], threshold=0.0) == []
+
+
+def test_a_deleted_predictor_frees_its_parameters(tiny_model, tiny_params, pictures):
+    params = jax.device_get(tiny_params)
+    gc.collect()
+    before = len(jax.live_arrays())
+    predictor = Predictor(tiny_model, params, coco_panoptic())
+    predictor(pictures[0])
+    assert len(jax.live_arrays()) > before
+    alive = weakref.ref(predictor._segmenter)
+    del predictor
+    gc.collect()
+    assert alive() is None
+    assert len(jax.live_arrays()) == before
+
+
+def test_classes_that_are_not_known_must_be_given(tiny_params, tmp_path):
+    file = tmp_path / "tiny.safetensors"
+    tensor_files.write_state_dict(layouts.to_state_dict(jax.device_get(tiny_params)), file)
+    with pytest.raises(UserError, match="does not name its 14 classes.*categories="):
+        Predictor.from_pretrained(file)
+    named = tuple(Category(k, f"class {k}", True, (0, 0, k)) for k in range(1, 14))
+    assert Predictor.from_pretrained(file, categories=named).categories == named
+
+
+def test_images_of_similar_sizes_share_programs(tiny_predictor, pictures):
+    tiny_predictor.raw(pictures[0], resize=False)
+    compiled = []
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        tiny_predictor.raw(pictures[0, :39, :47], resize=False)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert not compiled

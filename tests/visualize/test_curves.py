@@ -38,7 +38,9 @@ def test_ignores_inner_layers_and_earlier_records_of_a_step(tmp_path):
 
 def test_accepts_no_records_and_a_single_step(tmp_path):
     plot_curves([], tmp_path / "nothing.png")
-    one = [{"step": 1, "loss": 0.0, "loss_ce": 0.0, "val_pq_all": 0.0, "val_AP": -1.0}]
+    one = [
+        {"step": 1, "loss": 0.0, "loss_ce": 0.0, "val_pq_all": 0.0, "val_AP": -1.0}
+    ]  # an AP that is undefined
     plot_curves(one, tmp_path / "one.png")
     assert (tmp_path / "nothing.png").stat().st_size > 0
     assert (tmp_path / "one.png").stat().st_size > 0
