@@ -271,8 +271,8 @@ def checked_categories(source: str, num_classes: int) -> tuple[Category, ...]:
     if categories is None:
         raise UserError(
             f"{source} does not name its {num_classes} classes, so its predictions have no categories: in "
-            "Python, give Predictor.from_pretrained(..., categories=...); if the checkpoint is from a run of this "
-            "project, `detr-jax export` writes it with its categories"
+            "Python, give Predictor.from_pretrained(..., categories=...); if the checkpoint is from a run of "
+            "this project, `detr-jax export` writes it with its categories"
         )
     return categories
 
