@@ -3,11 +3,11 @@
 - 8-bit modes are converted as by Pillow's `convert("RGB")`, like the original DETR.
 - Transparency is dropped: RGB is what is stored under transparent pixels, not a blend with a background.
   Premultiplied colours (RGBa, La) are divided by alpha first.
-- 16-bit grey levels are scaled to 8 bits: `round(level / 257)`. Pillow itself would clip them at 255.
+- 16-bit grey levels are divided by 257 and truncated, so that `level * 257` becomes `level` and white stays
+  white. Pillow's `convert("RGB")` would clip them at 255. Of 16-bit colours, Pillow itself reads the high
+  byte of each channel, which is at most one level more.
 - 32-bit integers are accepted if they certainly contain 16-bit levels, else refused.
 - Floating point is refused, since its range is not stored.
-
-Pillow reads 16-bit colour PNGs and TIFFs as the high byte of each channel, at most one level off.
 """
 
 import numpy as np
@@ -88,8 +88,8 @@ def _from_integers(image: Image.Image, name: str) -> UInt8[np.ndarray, "height w
 def _from_levels(
     levels: Integer[np.ndarray, "height width"], greatest: int, *, inverted: bool = False
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Grey levels from 0 to `greatest` as RGB, rounded to the nearest of 256 levels."""
-    table = (np.arange(greatest + 1) * 510 + greatest) // (2 * greatest)
+    """Grey levels from 0 to `greatest`, 12 or 16 bits, as RGB of 8 bits."""
+    table = np.arange(greatest + 1) * 255 // greatest
     grey = table[::-1] if inverted else table
     # Levels above the greatest exist only in damaged files.
     scaled = grey.astype(np.uint8).take(levels, mode="clip")
