@@ -12,6 +12,7 @@ from detr_jax.models.detr import Detr, Params, build_model, init_params
 from detr_jax.weights import layouts, tensor_files
 from detr_jax.weights.class_agreement import check_classes, names_of, needed_classes, unknown_categories
 from detr_jax.weights.runs import latest_step, load_run
+from detr_jax.weights.stored_settings import check_model
 
 
 def starting_model(config: ConfigDict, categories: Sequence[Category]) -> tuple[Detr, Params, str]:
@@ -31,14 +32,13 @@ def starting_model(config: ConfigDict, categories: Sequence[Category]) -> tuple[
 
     Raises:
       MissingFileError: There is no such checkpoint.
-      MissingPackageError: A checkpoint is a `.pth` file, and PyTorch is not installed.
       WeightsError: A checkpoint cannot be read or does not fit the model.
       UserError: The model has too few classes, or a detector that stays frozen lacks categories.
     """
     num_classes, remark = config.model.num_classes, ""
     loaded: Params = {}
     if config.init_from:
-        loaded_model, loaded = load_model(config.init_from, config.model)
+        loaded_model, loaded = load_model(config.init_from, config.model, config.checkpoint.fallback)
         unknown = unknown_categories(config.init_from, loaded_model.num_classes, categories)
         if unknown or num_classes not in (0, loaded_model.num_classes):
             remark = _why_new_class_head(config, unknown)
@@ -67,33 +67,35 @@ def trained_model(config: ConfigDict, workdir: str | Path) -> tuple[Detr, Params
 
     Raises:
       MissingFileError: There is neither.
-      MissingPackageError: The checkpoint is a `.pth` file, and PyTorch is not installed.
       WeightsError: The checkpoint cannot be read or does not fit the model.
     """
+    fallback = config.checkpoint.fallback
     if latest_step(workdir) is not None or not config.init_from:
-        return *load_run(workdir, config.model), str(workdir)
-    return *load_model(config.init_from, config.model), config.init_from
+        return *load_run(workdir, config.model, fallback), str(workdir)
+    return *load_model(config.init_from, config.model, fallback), config.init_from
 
 
-def load_model(source: str, config: ConfigDict) -> tuple[Detr, Params]:
+def load_model(source: str, config: ConfigDict, fallback: bool = False) -> tuple[Detr, Params]:
     """A model with the parameters, and the number of classes, of a checkpoint.
 
     Args:
       source: Directory of a run, or a checkpoint file, see `tensor_files.locate`.
       config: The `model` section of a config.
+      fallback: Whether a run whose newest checkpoint is damaged gives the newest one that is whole.
 
     Returns:
       The model and its parameters, on the host.
 
     Raises:
       MissingFileError: There is no such checkpoint.
-      MissingPackageError: The checkpoint is a `.pth` file, and PyTorch is not installed.
       WeightsError: The checkpoint cannot be read, or is of a different model; the message names the tensors.
     """
     if Path(source).is_dir():
-        return load_run(source, config)
+        return load_run(source, config, fallback)
     state = tensor_files.read_state_dict(source)
-    model = build_model(config).clone(num_classes=layouts.model_options_of(state)["num_classes"])
+    options = layouts.model_options_of(state, source)
+    check_model(config, options, layouts.is_panoptic(state), source)
+    model = build_model(config).clone(num_classes=options["num_classes"])
     return model, layouts.from_state_dict(state, model, source)
 
 
