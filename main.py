@@ -37,6 +37,9 @@ examples:
   python main.py --config=configs/shapes.py --workdir=runs/shapes --mode=eval
   python main.py --config=configs/shapes.py --workdir=runs/shapes --mode=predict pictures/
 
+Ctrl-C or SIGTERM ends a training after it has saved the current step, with status 0; a second one ends it at
+once, with status 130. After an error, the status is 1.
+
 python main.py --config=FILE --help lists all fields of a config with their values and meanings."""
 
 

@@ -19,4 +19,4 @@ class MissingPackageError(UserError, ImportError):
 
 
 class DivergedError(UserError, FloatingPointError):
-    """Training produced a loss or a matching cost that is not finite."""
+    """Training produced a loss, gradient, parameter or matching cost that is not finite."""
