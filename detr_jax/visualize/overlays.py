@@ -14,6 +14,9 @@ from detr_jax.data.panoptic import PanopticSegmentation
 
 # Segments that cover less than this fraction of the image get no name.
 MIN_LABELLED_FRACTION = 0.002
+# Larger pictures are blended in blocks of rows, and their names placed on a coarser map, to bound memory.
+_BLOCK_PIXELS = 1_000_000
+_EXACT_PIXELS = 8_000_000
 
 
 def overlay(
@@ -35,15 +38,30 @@ def overlay(
       The RGB picture, of the same size as the image.
     """
     segment_map, colors = _consecutive(segmentation)
+    edges = _outlines(segment_map, max(1, round(min(image.shape[:2]) / 500)))
+    picture = np.empty_like(image)
+    step = max(1, _BLOCK_PIXELS // max(1, image.shape[1]))
+    for start in range(0, len(image), step):  # whole images would take 150 bytes a pixel
+        rows = slice(start, start + step)
+        picture[rows] = _blend(image[rows], segment_map[rows], edges[rows], colors, opacity)
+    return _write_names(picture, segment_map, segmentation) if labels else picture
+
+
+def _blend(
+    image: UInt8[np.ndarray, "height width 3"],
+    segment_map: Int[np.ndarray, "height width"],
+    edges: Bool[np.ndarray, "height width"],
+    colors: Float[np.ndarray, "segments_and_void 3"],
+    opacity: float,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Rows of an image, tinted in the colours of their segments and with outlines."""
     fill = np.where(segment_map[..., None] > 0, opacity, 0.0)
     picture = image * (1 - fill) + colors[segment_map] * fill
     # Partly grey, so that colours of the image are not mistaken for colours of segments.
     grey = image.mean(-1, keepdims=True)
     picture = np.where(segment_map[..., None] > 0, picture + 0.5 * (1 - fill) * (grey - image), picture)
-    edges = _outlines(segment_map, max(1, round(min(image.shape[:2]) / 500)))
     picture[edges] = 0.25 * colors[segment_map][edges] + 0.75 * 255
-    picture = picture.clip(0, 255).astype(np.uint8)
-    return _write_names(picture, segment_map, segmentation) if labels else picture
+    return picture.clip(0, 255).astype(np.uint8)
 
 
 def side_by_side(
@@ -156,10 +174,11 @@ def _display_name(name: str) -> str:
 
 
 def _deepest_point(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int]:
-    """Column and row of the mask's pixel farthest from its border."""
-    distance = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    """Column and row of the mask's pixel farthest from its border; of a large mask, of every n-th pixel."""
+    stride = 1 + mask.size // _EXACT_PIXELS
+    distance = ndimage.distance_transform_edt(np.pad(mask[::stride, ::stride], 1))[1:-1, 1:-1]
     y, x = np.unravel_index(np.argmax(distance), distance.shape)
-    return int(x), int(y)
+    return stride * int(x), stride * int(y)
 
 
 def _text_box(

@@ -6,6 +6,7 @@ import pytest
 
 from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
+from detr_jax.visualize import overlays
 from detr_jax.visualize.overlays import instance_colors, overlay, side_by_side
 
 CATEGORIES = (Category(1, "cat", True, (200, 30, 60)), Category(5, "sky-other-merged", False, (70, 130, 180)))
@@ -91,3 +92,14 @@ def test_side_by_side_shows_three_captioned_panels(size):
 def test_the_package_loads_no_matplotlib():
     program = "import sys, detr_jax.visualize; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_pictures_that_are_blended_in_blocks_are_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (50, 40, 3), np.uint8)
+    infos = [{"id": number, "category_id": 1, "isthing": True, "area": 1} for number in (1, 2)]
+    segment_map = np.repeat(rng.integers(0, 3, (50, 1)), 40, 1).astype(np.int32)
+    segmentation = PanopticSegmentation(segment_map, infos, CATEGORIES)
+    whole = overlay(image, segmentation, labels=False)
+    monkeypatch.setattr(overlays, "_BLOCK_PIXELS", 7 * 40)
+    np.testing.assert_array_equal(overlay(image, segmentation, labels=False), whole)
