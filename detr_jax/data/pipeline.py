@@ -89,7 +89,7 @@ def eval_data(source: Source, config: ConfigDict) -> Iterator[tuple[Batch, list[
       UserError: The batch size or the static shapes do not fit the data, see `eval_batches`.
     """
     data = config.data
-    return eval_batches(
+    batches: Iterator[tuple[Batch, list[Example]]] = eval_batches(
         source,
         batch_size=config.eval.batch_size,
         shapes=data.eval_shapes,
@@ -98,6 +98,7 @@ def eval_data(source: Source, config: ConfigDict) -> Iterator[tuple[Batch, list[
         threads=data.threads,
         share=_share_of_this_process(),
     )
+    return batches
 
 
 def check_eval_data(source: Source, config: ConfigDict, training: Source | None = None) -> None:

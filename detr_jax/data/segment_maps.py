@@ -67,7 +67,8 @@ def number_segments(
     # A table of all 2^24 ids is cheap: the operating system allocates only the pages that are accessed.
     table = np.zeros(MAX_SEGMENT_ID + 1, np.uint8)
     table[ids] = np.arange(1, len(ids) + 1)
-    return table[id_map]
+    segment_map: UInt8[np.ndarray, "height width"] = table[id_map]
+    return segment_map
 
 
 def find_boxes(
