@@ -120,7 +120,7 @@ def _open(stream: io.BufferedIOBase, filename: str, name: str | Path, rules: Ima
             stream.seek(0)
             return factory(cast(IO[bytes], stream), filename)
         except Image.DecompressionBombError as error:
-            raise UserError(_too_large(f"{name} has too many pixels", rules)) from error
+            raise UserError(_too_large_for_pillow(name)) from error
         except _DECODING_ERRORS as error:
             problem = _one_line(error)
     raise UserError(f"{name} cannot be read as an image: {problem}")
@@ -132,6 +132,8 @@ def load_stored(image: Image.Image, name: str | Path) -> Image.Image:
     orientation = exif_orientation(image) if turned_by_pillow(image) else 1
     try:
         image.load()
+    except Image.DecompressionBombError as error:
+        raise UserError(_too_large_for_pillow(name)) from error
     except _DECODING_ERRORS as error:
         raise UserError(f"{name} cannot be read as an image: {_one_line(error)}. {_RESTORE}") from error
     if orientation not in _TURNS_BACK:
@@ -167,6 +169,14 @@ def _too_large(problem: str, rules: ImageRules) -> str:
     return (
         f"{problem}, more than the limit of {rules.max_pixels} pixels. Shrink it, or raise "
         "--config.data.max_pixels (in Python: ImageRules(max_pixels=...))."
+    )
+
+
+def _too_large_for_pillow(name: str | Path) -> str:
+    # A WebP or TIFF of more than 179 million pixels.
+    return (
+        f"{name} has more pixels than Pillow decodes in its format, whatever --config.data.max_pixels is. "
+        "Shrink it, or save it as PNG or JPEG."
     )
 
 

@@ -125,7 +125,8 @@ class TfdsPanoptic:
     def _to_category_ids(self, classes: Int64[np.ndarray, " segments"]) -> Int32[np.ndarray, " segments"]:
         if len(classes) and not 0 <= classes.min() <= classes.max() < len(self._category_ids):
             raise UserError(f"its segments have classes outside 0 to {len(self._category_ids) - 1}")
-        return self._category_ids[classes]
+        labels: Int32[np.ndarray, " segments"] = self._category_ids[classes]
+        return labels
 
     def _check_planned_size(self, index: int, size: Size) -> None:
         """Compares the size of an image with the one that batches are planned by, if they are."""
@@ -193,7 +194,8 @@ def _import_tfds() -> ModuleType:
         raise MissingPackageError(
             "Reading TFDS data (data.source=tfds) needs TensorFlow Datasets: pip install 'detr_jax[tfds]'."
         ) from error
-    return tensorflow_datasets
+    module: ModuleType = tensorflow_datasets
+    return module
 
 
 def _find_prepared(name: str, data_dir: str | os.PathLike[str] | None) -> epath.Path:
@@ -218,7 +220,7 @@ def _load_sizes(file: epath.Path, count: int) -> Int32[np.ndarray, "images 2"]:
     remedy = f"Delete {file}, so that the sizes are read from the images."
     try:
         with file.open("rb") as stream:
-            sizes = np.load(stream, allow_pickle=False)
+            sizes: Int32[np.ndarray, "images 2"] = np.load(stream, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise UserError(f"{file} is damaged. {remedy}") from error
     if getattr(sizes, "shape", None) != (count, 2) or sizes.dtype != np.int32 or (sizes < 1).any():

@@ -182,7 +182,8 @@ def resize_map(
     if segment_map.shape == size:
         return segment_map
     rows, columns = (_nearest(*lengths) for lengths in zip(segment_map.shape, size, strict=True))
-    return segment_map[rows[:, None], columns]
+    resized: UInt8[np.ndarray, "height width"] = segment_map[rows[:, None], columns]
+    return resized
 
 
 def _nearest(from_length: int, to_length: int) -> Int[np.ndarray, " {to_length}"]:
@@ -190,7 +191,8 @@ def _nearest(from_length: int, to_length: int) -> Int[np.ndarray, " {to_length}"
     # In single precision as in PyTorch, where a whole target * from / to can round to just below.
     scale = np.float32(from_length) / np.float32(to_length)
     source = np.floor(np.arange(to_length, dtype=np.float32) * scale).astype(np.intp)
-    return np.minimum(source, from_length - 1)
+    nearest: Int[np.ndarray, " {to_length}"] = np.minimum(source, from_length - 1)
+    return nearest
 
 
 def _resize(example: Example, size: Size) -> Example:

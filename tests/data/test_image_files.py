@@ -79,6 +79,15 @@ def test_a_raised_limit_admits_what_pillow_would_refuse(tmp_path):
         assert decode_image(path, path, rules).size == (20000, 10000)
 
 
+@pytest.mark.parametrize("image_format", ["TIFF", "WEBP"])
+def test_pillows_own_limit_of_a_format_has_a_message_of_ours(image_format, tmp_path, monkeypatch):
+    path = tmp_path / "map"
+    Image.fromarray(RGB).save(path, image_format)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"map has more pixels than Pillow decodes in its format"):
+        read_image(path)
+
+
 def test_the_limit_holds_for_arrays_and_pillow_images():
     rules = ImageRules(max_pixels=599)
     for image in (RGB, Image.fromarray(RGB)):
