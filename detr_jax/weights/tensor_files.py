@@ -6,6 +6,7 @@ from typing import Any
 
 from detr_jax.errors import MissingFileError, MissingPackageError
 from detr_jax.weights.layouts import StateDict, WeightsError
+from detr_jax.weights.stored_settings import check_metadata
 from detr_jax.weights.torch_files import read_torch_state
 from detr_jax.weights.torch_values import UnreadableError
 
@@ -21,9 +22,18 @@ def locate(name: str | Path) -> Path:
 
     Raises:
       MissingFileError: There is no such file, and the hub does not provide it.
+      WeightsError: It is not a regular file.
     """
-    packaged = PACKAGED / f"{name}.safetensors"
-    return next((path for path in (Path(name), packaged) if path.is_file()), None) or _download(str(name))
+    for path in (Path(name), PACKAGED / f"{name}.safetensors"):
+        try:
+            if path.is_file():
+                return path
+            if path.exists():
+                kind = "a folder without a run" if path.is_dir() else "a device, pipe or socket"
+                raise WeightsError(f"{name} is {kind}: a checkpoint must be a regular file")
+        except OSError as error:
+            raise MissingFileError(f"no such checkpoint: {error}") from error
+    return _download(str(name))
 
 
 def read_state_dict(path: str | Path) -> StateDict:
@@ -52,7 +62,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
     Raises:
       MissingFileError: There is no such checkpoint.
-      WeightsError: The file is not a checkpoint.
+      WeightsError: The file is not a checkpoint, or its config or categories are not valid.
     """
     file = locate(path)
     if file.suffix != ".safetensors":
@@ -62,10 +72,13 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(file, framework="np") as opened:
             metadata = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise _unreadable(file, error) from error
     names = ("config", "categories")
-    return {name: metadata[name] for name in names} if metadata.keys() >= set(names) else {}
+    if not metadata.keys() >= set(names):
+        return {}
+    check_metadata(metadata, str(file))
+    return {name: metadata[name] for name in names}
 
 
 def write_state_dict(state: StateDict, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -109,7 +122,7 @@ def _read_safetensors(file: Path) -> StateDict:
 
     try:
         return load_file(file)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, MemoryError) as error:
         raise _unreadable(file, error) from error
 
 

@@ -111,6 +111,7 @@ def _place(file: BufferedIOBase, entry: zipfile.ZipInfo) -> _Place:
     """Where the bytes of a zip entry lie. They must be stored as they are."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise UnreadableError(f"its entry {entry.filename[:80]!r} is compressed, which torch.save never does")
+    _checked_place(file, entry.header_offset, _LOCAL_HEADER)
     file.seek(entry.header_offset)
     header = file.read(_LOCAL_HEADER)
     if entry.flag_bits & 1 or len(header) != _LOCAL_HEADER or not header.startswith(_ZIP_MAGIC):
@@ -120,7 +121,7 @@ def _place(file: BufferedIOBase, entry: zipfile.ZipInfo) -> _Place:
 
 
 def _checked_place(file: BufferedIOBase, start: int, length: int) -> _Place:
-    if length < 0 or start + length > file.seek(0, 2):
+    if min(start, length) < 0 or start + length > file.seek(0, 2):
         raise UnreadableError("it is truncated: it ends before its last tensor does")
     return _Place(start, length)
 

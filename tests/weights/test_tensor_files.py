@@ -1,10 +1,11 @@
+import os
 import sys
 
 import make
 import numpy as np
 import pytest
 
-from detr_jax.errors import MissingFileError, MissingPackageError
+from detr_jax.errors import MissingFileError, MissingPackageError, UserError
 from detr_jax.weights import tensor_files
 from detr_jax.weights.layouts import WeightsError
 
@@ -63,9 +64,22 @@ def test_reports_a_repository_that_the_hub_does_not_provide(monkeypatch):
 
 
 def test_metadata_is_stored_beside_the_tensors(tmp_path):
-    metadata = {"config": "{}", "categories": "[]"}
+    metadata = {"config": "{}", "categories": '[{"id": 1, "name": "cell"}]'}
     tensor_files.write_state_dict({"a": np.zeros(2, np.float32)}, tmp_path / "a.safetensors", metadata)
     assert tensor_files.read_metadata(tmp_path / "a.safetensors") == metadata
+
+
+def test_folders_pipes_and_impossible_names_are_not_checkpoints(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for source, message in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe.pth", "is a device, pipe or socket"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            tensor_files.read_state_dict(source)
+    for name in ("a" * 5000, "a\0b.pth", ""):
+        with pytest.raises(UserError):
+            tensor_files.read_state_dict(name)
 
 
 def test_drops_batch_counters(tmp_path):
