@@ -231,8 +231,11 @@ def _load_ahead(
 
 def _check_batch_size(batch_size: int, source: Source, share: ProcessShare, part: str) -> None:
     if len(source) == 0:
-        split = "data.train_split" if part == "training" else "data.eval_split"
-        raise UserError(f"The {part} set has no images. Name another with --config.{split}, or add images.")
+        name = "train" if part == "training" else "eval"
+        raise UserError(
+            f"The {part} set has no images. Choose another split (--config.data.{name}_split), or for "
+            f"generated pictures their number (--config.data.{name}_count)."
+        )
     if batch_size < 1 or batch_size % share.count:
         raise UserError(
             f"A global batch of {batch_size} images cannot be divided among {share.count} processes: the "

@@ -1,4 +1,7 @@
-"""Images given by a user: finding, reading, resizing and padding them."""
+"""Images given by a user: finding, reading, resizing and padding them.
+
+Every image of the package, of training, evaluation, prediction or a check, is read here.
+"""
 
 import io
 import math
@@ -27,7 +30,7 @@ from detr_jax.data.transforms import EvalTransform, plan_eval, resize_image
 from detr_jax.errors import MissingFileError, UserError
 
 ImageLike = str | Path | Image.Image | np.ndarray
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
 # Sides of an image larger than every static shape are padded to a multiple of this, in pixels.
 _SHAPE_STEP = 64

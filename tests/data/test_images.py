@@ -71,11 +71,11 @@ def test_rejects_an_image_of_too_many_pixels():
 
 
 def test_lists_files_as_given_and_the_images_of_a_folder_by_name(tmp_path):
-    for name in ("b.PNG", "a.jpg", "notes.txt"):
+    for name in ("b.PNG", "a.jpg", "d.tiff", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "c.jpg").mkdir()
     listed = list_images([str(tmp_path / "notes.txt"), tmp_path])
-    assert [path.name for path in listed] == ["notes.txt", "a.jpg", "b.PNG"]
+    assert [path.name for path in listed] == ["notes.txt", "a.jpg", "b.PNG", "d.tiff"]
 
 
 def test_listing_names_what_is_missing(tmp_path):
