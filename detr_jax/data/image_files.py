@@ -160,7 +160,9 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def check_size(width: int, height: int, name: str | Path, rules: ImageRules) -> None:
-    """Raises a `UserError` if an image has more pixels than the rules allow."""
+    """Raises a `UserError` if an image has no pixels, or more than the rules allow."""
+    if width * height == 0:
+        raise UserError(f"{name} is {width} x {height}, so it has no pixels")
     if width * height > rules.max_pixels:
         raise UserError(_too_large(f"{name} is {width} x {height} (width x height)", rules))
 

@@ -45,6 +45,13 @@ def test_rejects_arrays_of_another_dtype_or_shape(array):
         read_image(array)
 
 
+def test_rejects_images_without_pixels():
+    with pytest.raises(UserError, match="the given Pillow image is 0 x 5, so it has no pixels"):
+        read_image(Image.new("I", (0, 5)))
+    with pytest.raises(UserError, match=r"not uint8 \(0, 5, 3\)"):
+        read_image(np.zeros((0, 5, 3), np.uint8))
+
+
 def test_rejects_missing_and_unreadable_files(tmp_path):
     with pytest.raises(MissingFileError, match="no such image"):
         read_image(tmp_path / "missing.png")
