@@ -1,9 +1,9 @@
 """Compares the classes of a checkpoint with the categories of a dataset."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from detr_jax.config_rules import parse_json
 from detr_jax.data.categories import coco_panoptic, from_json
 from detr_jax.data.example import Category
 from detr_jax.errors import UserError
@@ -27,11 +27,18 @@ def known_categories(source: str | Path, num_classes: int) -> tuple[Category, ..
 
     Raises:
       MissingFileError: There is no such checkpoint.
-      UserError: The checkpoint or its stored categories cannot be read.
+      UserError: The checkpoint or its stored categories cannot be read, or their ids exceed its classes.
     """
     stored = stored_with(source)
     if stored:
-        return from_json(json.loads(stored["categories"]))
+        categories = from_json(parse_json(stored["categories"], f"the list of categories of {source}"))
+        exceeding = [category for category in categories if category.id >= num_classes]
+        if exceeding:
+            raise UserError(
+                f"{source} has classes 0 to {num_classes - 1}, but its stored categories are of another "
+                f"model: {names_of(exceeding)}"
+            )
+        return categories
     if num_classes not in (COCO_THINGS, COCO_PANOPTIC):
         return None
     return tuple(category for category in coco_panoptic() if category.id < num_classes)

@@ -20,7 +20,12 @@ def unnamed(tmp_path):
 
 
 def test_categories_stored_with_a_checkpoint_are_known():
-    assert class_agreement.known_categories("shapes-panoptic", 12) == shapes_categories()
+    assert class_agreement.known_categories("shapes-panoptic", 14) == shapes_categories()
+
+
+def test_stored_categories_that_exceed_the_classes_are_refused():
+    with pytest.raises(UserError, match=r"classes 0 to 11, but its stored .* another model: 12 sand"):
+        class_agreement.known_categories("shapes-panoptic", 12)
 
 
 def test_published_numbers_of_classes_stand_for_coco(unnamed):
