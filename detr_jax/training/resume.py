@@ -95,7 +95,7 @@ def _read(file: Path, kind: type) -> Any:
         sections = [content.get(name, {}) for name in ("model", "data")] if isinstance(content, dict) else []
         if not isinstance(content, kind) or not all(isinstance(section, dict) for section in sections):
             raise UserError("it has another structure")
-        return from_json(content) if kind is list else content
+        return from_json(content) if isinstance(content, list) else content
     except (OSError, UserError) as error:
         reason = str(error).splitlines()[0][:200]
         log(f"{file} is damaged ({reason}): it is not compared with this run, which writes it again")
