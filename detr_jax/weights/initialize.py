@@ -10,7 +10,13 @@ from detr_jax.data.example import Category
 from detr_jax.errors import UserError
 from detr_jax.models.detr import Detr, Params, build_model, init_params
 from detr_jax.weights import layouts, tensor_files
-from detr_jax.weights.class_agreement import check_classes, names_of, needed_classes, unknown_categories
+from detr_jax.weights.class_agreement import (
+    check_classes,
+    known_categories,
+    names_of,
+    needed_classes,
+    unknown_categories,
+)
 from detr_jax.weights.runs import latest_step, load_run
 from detr_jax.weights.stored_settings import check_model
 
@@ -28,7 +34,7 @@ def starting_model(config: ConfigDict, categories: Sequence[Category]) -> tuple[
 
     Returns:
       The model; its parameters, float32, on the host; and the reason if the class head was re-initialised,
-      otherwise an empty string.
+      or was kept although the checkpoint does not name its classes, otherwise an empty string.
 
     Raises:
       MissingFileError: There is no such checkpoint.
@@ -45,6 +51,11 @@ def starting_model(config: ConfigDict, categories: Sequence[Category]) -> tuple[
             del loaded["class_head"]
         else:
             num_classes = loaded_model.num_classes
+            if known_categories(config.init_from, num_classes) is None:
+                remark = (
+                    f"{config.init_from} does not name its classes: the class head is kept, and class i is "
+                    "taken for the dataset's category of id i"
+                )
     num_classes = num_classes or needed_classes(categories)
     check_classes(categories, num_classes)
     model = build_model(config.model).clone(num_classes=num_classes)

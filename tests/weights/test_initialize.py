@@ -52,6 +52,13 @@ def test_keeps_all_parameters_for_the_same_categories(config, tmp_path):
     assert same(started, params)
 
 
+def test_says_that_unnamed_classes_are_taken_for_category_ids(config, tmp_path):
+    config.init_from, params = checkpoint(tmp_path, 8)
+    _, started, remark = starting_model(config, CELLS)
+    assert same(started, params)
+    assert "does not name its classes: the class head is kept" in remark
+
+
 def test_reinitialises_only_the_class_head_for_other_categories(config, tmp_path):
     config.init_from, params = checkpoint(tmp_path, 250)
     model, started, remark = starting_model(config, CELLS)
