@@ -5,7 +5,6 @@ Equations are numbered as in the paper on panoptic segmentation, see docs/archit
 """
 
 import difflib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +24,7 @@ from detr_jax.config_rules import (
     lengths,
     non_negative,
     one_of,
+    parse_json,
     positive,
     scales,
     segments,
@@ -203,7 +203,7 @@ def parse_config(stored: str) -> ConfigDict:
 
     config = default_config()
     try:
-        config.update(tuples(json.loads(stored)))
+        config.update(tuples(parse_json(stored, "it")))
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"cannot read the stored config: {error}") from error
     if problems := list(_unknown_fields(config)):

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grain
 import jax
@@ -58,7 +58,7 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, or None without one."""
-        return self._manager.latest_step()
+        return cast(int | None, self._manager.latest_step())
 
     def usable_step(self, fallback: bool) -> int:
         """The step to resume from, all of whose files are read and verified; 0 without checkpoints.
@@ -71,14 +71,14 @@ class Checkpoints:
           DamagedCheckpointError: The newest checkpoint is damaged or incomplete.
         """
         folder, items = Path(self._manager.directory), list(ITEMS)
-        newest = self.latest_step or 0
+        newest: int = self.latest_step or 0
         if not newest or (error := damage(folder, newest, items)) is None:
             return newest
         whole = newest_whole_step(folder, newest, items) if fallback else None
         if whole is None:
             raise with_remedy(error, folder, newest, items) from error
         log(f"{error}: resuming from step {whole}")
-        whole = min(parallel.gather(whole))
+        whole = int(min(parallel.gather(whole)))
         if jax.process_index() == 0:
             for step in saved_steps(folder):
                 if step > whole:
@@ -206,7 +206,7 @@ class BestCheckpoint:
 
 
 def _score(result: dict[str, Any]) -> float:
-    return result["All"]["pq"] if "All" in result else result["AP"]
+    return float(result["All"]["pq"] if "All" in result else result["AP"])
 
 
 def _stored_score(file: Path) -> float:
