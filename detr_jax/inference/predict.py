@@ -73,7 +73,7 @@ def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Pat
                 for index, file in enumerate(files):
                     reason = _predict_file(predictor, file, index, output)
                     if reason:
-                        failures.append(f"{_printable(file)}: {reason}")
+                        failures.append(reason)
         finally:
             count = output.publish()
             log(f"wrote {count} predictions to {_printable(folder)}")
@@ -84,7 +84,7 @@ def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Pat
 
 
 def _predict_file(predictor: Predictor, file: Path, index: int, output: PredictionFolder) -> str | None:
-    """Segments an image and writes the result. Returns why this failed, on one line; None if it did not."""
+    """Segments an image and writes the result. Returns which file failed and why; None if it did not."""
     try:
         pixels = read_image(file, ImageRules.from_config(predictor.config.data))
         result = predictor(pixels)
@@ -97,7 +97,9 @@ def _predict_file(predictor: Predictor, file: Path, index: int, output: Predicti
     else:
         log(f"{_printable(file)}: {len(result.segments_info)} segments")
         return None
-    log(f"skipped: {_printable(file)}: {reason}")
+    if _printable(file) not in reason:
+        reason = f"{_printable(file)}: {reason}"
+    log(f"skipped: {reason}")
     return reason
 
 

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import jax
 import numpy as np
@@ -209,3 +210,41 @@ def test_on_four_devices_the_result_is_that_of_one_device(four_devices, config, 
     segmenter = Segmenter.from_config(config, tiny_model, params, source.categories)
     result, _ = evaluate_panoptic(segmenter, eval_data(source, config), "stream")
     np.testing.assert_allclose(result["All"]["pq"], four_devices[0]["pq"], atol=1e-6)
+
+
+REPEATED = """
+import gc, jax
+from tiny import small_run, tiny_model
+from detr_jax.data.pipeline import eval_data, load_source
+from detr_jax.evaluation.evaluate import evaluate_panoptic
+from detr_jax.inference.segmenter import Segmenter
+from detr_jax.models.detr import init_params
+from detr_jax.runtime import parallel
+
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
+)
+config, model = small_run(), tiny_model()
+config.eval.threshold = 0.0
+params = parallel.replicate(jax.device_get(init_params(model, jax.random.key(0))))
+source = load_source(config.data, "eval")
+for _ in range(20):
+    segmenter = Segmenter.from_config(config, model, params, source.categories)
+    evaluate_panoptic(segmenter, eval_data(source, config), "stream")
+    del segmenter
+    gc.collect()
+    resident = int(open("/proc/self/statm").read().split()[1])
+    print(len(compiled), len(jax.live_arrays()), resident)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_twenty_evaluations_leave_nothing_behind(tmp_path):
+    output, _ = run_on_devices(REPEATED, 1, tmp_path)
+    rows = [tuple(map(int, line.split())) for line in output.splitlines() if line[:1].isdigit()]
+    compiled, arrays, resident = zip(*rows, strict=True)
+    assert len(rows) == 20
+    assert len(set(compiled)) == 1 and len(set(arrays)) == 1
+    assert resident[-1] < 1.02 * resident[2]
