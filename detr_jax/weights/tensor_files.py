@@ -117,10 +117,15 @@ def _download(name: str) -> Path:
 
 
 def _read_safetensors(file: Path) -> StateDict:
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file
 
     try:
+        with safe_open(file, framework="np") as opened:
+            for name in opened.keys():  # noqa: SIM118  # not a dict
+                dtype = opened.get_slice(name).get_dtype()
+                if dtype.startswith(("F4", "F6", "F8")):
+                    raise WeightsError(f"{file}: {name} is of type {dtype}, expected F16, BF16, F32 or F64")
         return load_file(file)
     except (SafetensorError, OSError, MemoryError) as error:
         raise _unreadable(file, error) from error

@@ -86,3 +86,10 @@ def test_drops_batch_counters(tmp_path):
     state = {"bn.num_batches_tracked": np.zeros(1, np.int64), "bn.weight": np.ones(2, np.float32)}
     tensor_files.write_state_dict(state, tmp_path / "a.safetensors")
     assert tensor_files.read_state_dict(tmp_path / "a.safetensors").keys() == {"bn.weight"}
+
+
+def test_rejects_types_that_numpy_lacks(tmp_path):
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(WeightsError, match="a is of type F8_E4M3, expected F16"):
+        tensor_files.read_state_dict(tmp_path / "a.safetensors")
