@@ -118,7 +118,8 @@ def _open(stream: io.BufferedIOBase, filename: str, name: str | Path, rules: Ima
             if accepts is not None and accepts(prefix) is not True:
                 continue
             stream.seek(0)
-            return factory(cast(IO[bytes], stream), filename)
+            # Pillow maps uncompressed files with names into memory, and mixes up the sides of turned TIFFs.
+            return factory(cast(IO[bytes], stream), "" if image_format == "TIFF" else filename)
         except Image.DecompressionBombError as error:
             raise UserError(_too_large_for_pillow(name)) from error
         except _DECODING_ERRORS as error:

@@ -224,6 +224,20 @@ def test_every_orientation_is_turned_upright_or_kept_as_stored(orientation, suff
             assert [display_size(image, rules) for image in (path, decoded, other)] == [size] * 3
 
 
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_turned_tiffs_that_pillow_would_map_into_memory_are_upright(orientation, bits, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    levels = RGB[..., 0]
+    stored = levels if bits == 8 else levels.astype(np.uint16) * 257
+    Image.fromarray(stored).save(tmp_path / "scan.tiff", exif=exif)  # uncompressed grey levels
+    upright = read_image(tmp_path / "scan.tiff")
+    np.testing.assert_array_equal(upright[..., 0], UPRIGHT[orientation](levels))
+    as_stored = read_image(tmp_path / "scan.tiff", ImageRules(orientation="stored"))
+    np.testing.assert_array_equal(as_stored[..., 0], levels)
+
+
 def test_damaged_or_unknown_orientations_leave_the_image_as_stored(tmp_path):
     for damaged in (b"Exif\0\0rubbish", b"MM"):
         Image.fromarray(RGB).save(tmp_path / "photo.png", exif=damaged)
