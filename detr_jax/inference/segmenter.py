@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from ml_collections import ConfigDict
 
 from detr_jax.data.example import Category
-from detr_jax.inference.fusion import DeviceSegmentation, FusionRules, fuse, surviving_queries
+from detr_jax.inference.device_segmentation import DeviceSegmentation
+from detr_jax.inference.fusion import FusionRules, fuse, surviving_queries
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, Outputs, Params
 from detr_jax.models.mask_head import Features

@@ -47,7 +47,7 @@ def vote_until_stable(
     weights = row_repeats[:, :, None] * column_repeats[:, None, :]
     blank = jnp.full(weights.shape, void, jnp.int16)
 
-    def vote(state):
+    def vote(state: _Round) -> _Round:
         kept, votes, winners, _, redo = state
         winners = jnp.where(redo[:, None, None], blank, winners)
         winners = _winning_pairs(mask_logits, image, kept & redo[image], votes, sizes, winners)
@@ -63,6 +63,11 @@ def vote_until_stable(
     before = jnp.cumsum(per_image) - per_image  # pairs are in the order of their images
     numbers = jnp.where(visible, jnp.cumsum(visible) - before[image], 0).astype(jnp.int16)
     return jnp.append(numbers, jnp.int16(0))[winners], areas, visible
+
+
+# What a round of votes changes: the kept pairs, the votes, the winner of each pixel, the area of each voter, and
+# whether each image votes again.
+_Round = tuple[Array, Array, Array, Array, Array]
 
 
 def _led_by_voters(votes: Int[Array, " pairs"], voting: Bool[Array, " pairs"]) -> Int[Array, " pairs"]:
@@ -87,7 +92,7 @@ def _winning_pairs(
     order = jnp.argsort(~active, stable=True)
     mask_sizes = ceil_div(sizes, MASK_STRIDE)
 
-    def challenge(position, state):
+    def challenge(position: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         best, winners = state
         pair = order[position]
         index = image[pair]
@@ -156,7 +161,7 @@ def distinct_pairs(
     same = (shared > duplicate_iou * union) & (image[:, None] == image)
     order = jnp.argsort(-scores, stable=True)
 
-    def consider(position, kept):
+    def consider(position: Array, kept: Array) -> Array:
         pair = order[position]
         return kept.at[pair].set((image[pair] >= 0) & ~(same[pair] & kept).any())
 

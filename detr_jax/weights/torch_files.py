@@ -88,7 +88,7 @@ def _state_dict_of(content: Any) -> dict[str, Tensor]:
 def _read_zip(file: BufferedIOBase) -> tuple[Any, dict[str, _Place]]:
     """The content of a file written by PyTorch 1.6 or newer, and the place of each storage, by key."""
     try:
-        archive = zipfile.ZipFile(_Directory(file))  # type: ignore[arg-type]  # its reads are bounded
+        archive = zipfile.ZipFile(_Directory(file))  # its reads are bounded
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, OverflowError) as error:
         raise UnreadableError(f"it is a damaged zip file: {error}") from error
     entries = {entry.filename: entry for entry in archive.infolist()}
