@@ -112,7 +112,6 @@ class Predictor:
 
         Raises:
           MissingFileError: There is no such file, repository or run.
-          MissingPackageError: The file is a `.pth` file, and PyTorch is not installed.
           WeightsError: A tensor is missing, has the wrong shape, or is not part of the model.
           UserError: A setting is out of range, `dilation` contradicts the stored config, or the checkpoint's
             categories are neither known nor given.
