@@ -13,6 +13,10 @@ from detr_jax.ops.resize import resize_bilinear
 # Segments of at most this many pixels at the original size are dropped, as in the original.
 LARGEST_DROPPED_AREA = 4
 
+# What a round of votes changes: the kept pairs, their votes, the winner of each pixel, the area of each voter,
+# and whether each image votes again.
+_Round = tuple[Array, Array, Array, Array, Array]
+
 
 @jax.jit
 def vote_until_stable(
@@ -63,11 +67,6 @@ def vote_until_stable(
     before = jnp.cumsum(per_image) - per_image  # pairs are in the order of their images
     numbers = jnp.where(visible, jnp.cumsum(visible) - before[image], 0).astype(jnp.int16)
     return jnp.append(numbers, jnp.int16(0))[winners], areas, visible
-
-
-# What a round of votes changes: the kept pairs, the votes, the winner of each pixel, the area of each voter, and
-# whether each image votes again.
-_Round = tuple[Array, Array, Array, Array, Array]
 
 
 def _led_by_voters(votes: Int[Array, " pairs"], voting: Bool[Array, " pairs"]) -> Int[Array, " pairs"]:

@@ -20,7 +20,7 @@ from detr_jax.weights.checksums import (
     with_remedy,
 )
 from detr_jax.weights.layouts import WeightsError, listing
-from detr_jax.weights.stored_description import check_stored
+from detr_jax.weights.stored_settings import check_metadata
 
 
 def checkpoint_folder(workdir: str | Path) -> Path:
@@ -189,16 +189,12 @@ def stored_with(source: str | Path) -> dict[str, str]:
       UserError: The config or the categories are damaged, or have values that no model has.
     """
     if not Path(source).is_dir():
-        stored = tensor_files.read_metadata(source)
-        names = {name: f"the {name} stored in {source}" for name in stored}
-    else:
-        files = {name: Path(source) / f"{name}.json" for name in ("config", "categories")}
-        if not all(file.exists() for file in files.values()):
-            return {}
-        names = {name: str(file) for name, file in files.items()}
-        stored = {name: _read_text(file) for name, file in files.items()}
-    if stored:
-        check_stored(stored, names)
+        return tensor_files.read_metadata(source)
+    files = {name: Path(source) / f"{name}.json" for name in ("config", "categories")}
+    if not all(file.exists() for file in files.values()):
+        return {}
+    stored = {name: _read_text(file) for name, file in files.items()}
+    check_metadata(stored, str(source))
     return stored
 
 

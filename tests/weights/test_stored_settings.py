@@ -22,16 +22,18 @@ def test_accepts_what_a_run_stores():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"pair_lengths": [10**9]}, "pair_lengths has a length above 10000"),
-        ({"data": {"eval_shapes": [[10**6, 10**6]]}}, "data.eval_shapes has a shape above"),
-        ({"data": {"eval_shapes": [[8192, 8192]]}}, "data.eval_shapes has a shape above"),
+        ({"pair_lengths": [10**9]}, "pair_lengths is above 1000"),
+        ({"data": {"eval_shapes": [[10**6, 10**6]]}}, "data.eval_shapes is above 16384"),
+        ({"data": {"eval_shapes": [[8192, 8192]]}}, "data.eval_shapes has a shape of more than"),
         ({"data": {"max_size": 10**6}}, "data.max_size is above"),
         ({"model": {"num_classes": 10**9}}, "model.num_classes is above"),
+        ({"model": {"num_encoder_layers": 10**7}}, "model.num_encoder_layers is above 1000"),
+        ({"pair_lengths": list(range(1, 2000))}, "pair_lengths has 1999 entries"),
         ({"model": {"num_encoder_layers": -1}}, "num_encoder_layers is -1: must be an integer of at least 0"),
         ({"model": {"dtype": 3}}, "metadata that cannot be used"),
         ({"model": 3}, "metadata that cannot be used"),
         ({"model": {"import": "os"}}, "no field 'model.import'"),
-        ([], "no object"),
+        ([], "not a JSON object"),
     ],
 )
 def test_refuses_settings_out_of_range(config, message):
