@@ -13,8 +13,8 @@ from detr_jax.ops.resize import resize_bilinear
 # Segments of at most this many pixels at the original size are dropped, as in the original.
 LARGEST_DROPPED_AREA = 4
 
-# What a round of votes changes: the kept pairs, their votes, the winner of each pixel, the area of each voter,
-# and whether each image votes again.
+# What a round of votes changes: the kept pairs, their votes, the winner of each pixel, the area of each
+# voter, and whether each image votes again.
 _Round = tuple[Array, Array, Array, Array, Array]
 
 
