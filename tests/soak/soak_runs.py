@@ -31,6 +31,7 @@ def start_run(workdir: Path, **fields: Any) -> subprocess.Popen[str]:
     changes = [f"{name.replace('__', '.')}={value!r}" for name, value in fields.items()]
     # Without the flags of conftest.py: programs that compile fast take ten times as long for a step.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # a run starts many times
     command = [sys.executable, "-u", __file__, str(workdir), *changes]
     with (workdir.parent / f"{workdir.name}.log").open("a") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -98,8 +99,9 @@ def outcome(workdir: Path) -> Outcome:
             flat = ocp.utils.to_flat_dict(ocp.StandardCheckpointer().restore(newest / item))
             for path, leaf in flat.items():
                 arrays[f"{folder}/{item}/{path}".removeprefix(str(workdir))] = np.asarray(leaf).tobytes()
+        # Orbax also writes a file there that contains its own path.
         position += newest.name + "".join(
-            file.read_text() for file in sorted((newest / "data").rglob("*")) if file.is_file()
+            file.read_text() for file in sorted((newest / "data").glob("*.json"))
         )
     names = ("config.json", "categories.json", "evaluation.json", "best/evaluation.json")
     return Outcome(
@@ -109,12 +111,12 @@ def outcome(workdir: Path) -> Outcome:
 
 def assert_same(found: Outcome, expected: Outcome) -> None:
     """Compares two outcomes bit for bit, and names what differs."""
-    assert found.metrics == expected.metrics
-    assert found.arrays.keys() == expected.arrays.keys()
+    assert found.metrics == expected.metrics, "the metrics differ"
+    assert found.arrays.keys() == expected.arrays.keys(), "the arrays have other names"
     different = [name for name, value in found.arrays.items() if value != expected.arrays[name]]
-    assert not different
-    assert found.position == expected.position
-    assert found.files == expected.files
+    assert not different, f"{len(different)} arrays differ, such as {different[:3]}"
+    assert found.position == expected.position, f"{found.position} is not {expected.position}"
+    assert found.files == expected.files, "the result files differ"
 
 
 def soak_config(changes: list[str]) -> Any:
