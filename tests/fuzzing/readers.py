@@ -138,16 +138,15 @@ def checkpoint_files(folder: Path, suffix: str) -> Reader:
     """Checkpoint files with tensors and metadata."""
     folder.mkdir()
     _, state, metadata = _tiny_state()
-    small = {name: array for name, array in state.items() if array.size < 2000}
-    tensor_files.write_state_dict(small, folder / f"small{suffix}", metadata)
-    tensor_files.write_state_dict(state, folder / f"whole{suffix}", metadata)
+    tensor_files.write_state_dict(state, folder / f"checkpoint{suffix}", metadata)
+    known = Shapes("train", 1).categories
 
     def read(file: Path) -> None:
         state = tensor_files.read_state_dict(file)
         assert all(isinstance(array, np.ndarray) for array in state.values())
         options = layouts.model_options_of(state)
         layouts.from_state_dict(state, build_model(tiny_config(**{**TINY, **options}).model), str(file))
-        Predictor.from_pretrained(file)
+        Predictor.from_pretrained(file, categories=known)
 
     return Reader(sorted(folder.iterdir()), mutate_safetensors if suffix != ".pth" else mutate_bytes, read)
 
@@ -164,7 +163,13 @@ def runs(folder: Path, what: str) -> Reader:
     if what == "checkpoint":
         newest = folder / "checkpoints" / "2"
         files = sorted(file for file in newest.rglob("*") if file.is_file())
-        return Reader(files, mutate_bytes, lambda file: load_run(folder, config.model))
+        _, trained = load_run(folder, config.model)
+
+        def read_checkpoint(file: Path) -> None:
+            _, params = load_run(folder, config.model)
+            jax.tree.map(np.testing.assert_array_equal, params, trained)  # right, or refused
+
+        return Reader(files, mutate_bytes, read_checkpoint)
     if what == "metrics":
 
         def read_metrics(file: Path) -> None:
