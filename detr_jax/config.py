@@ -29,6 +29,7 @@ from detr_jax.config_rules import (
     scales,
     segments,
     shapes,
+    shortened,
     some_text,
 )
 from detr_jax.errors import UserError
@@ -205,9 +206,9 @@ def parse_config(stored: str) -> ConfigDict:
     try:
         config.update(tuples(parse_json(stored, "it")))
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"cannot read the stored config: {error}") from error
+        raise UserError(f"cannot read the stored config: {shortened(str(error))}") from error
     if problems := list(_unknown_fields(config)):
-        raise UserError("cannot read the stored config: " + "\n".join(problems))
+        raise UserError("cannot read the stored config: " + shortened("\n".join(problems), 2000))
     return config
 
 
@@ -244,7 +245,7 @@ def validate(config: ConfigDict) -> None:
     problems = list(_unknown_fields(config))
     problems += [f"the config lacks the field {path!r}" for path in FIELDS if path not in values]
     problems += [
-        f"{path} is {values[path]!r}: must be {field.rule.allowed}"
+        f"{path} is {shortened(repr(values[path]))}: must be {field.rule.allowed}"
         for path, field in FIELDS.items()
         if path in values and not field.rule.accepts(values[path])
     ]
@@ -269,7 +270,7 @@ def unknown_field(path: str) -> str:
     """The error message for a field that does not exist, with the nearest name."""
     nearest = difflib.get_close_matches(path, FIELDS, n=1)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "detr_jax/config.py lists all fields"
-    return f"the config has no field {path!r}: {hint}"
+    return f"the config has no field {shortened(repr(path))}: {hint}"
 
 
 def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

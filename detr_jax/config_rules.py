@@ -56,6 +56,11 @@ def _is_increasing(values: Any) -> bool:
     return _all(values, _is_count) and all(low < high for low, high in zip(values, values[1:], strict=False))
 
 
+def shortened(text: str, limit: int = 300) -> str:
+    """A text for an error message: its beginning and number of characters if it is longer than `limit`."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
 def one_of(*values: Any) -> Rule:
     """Accepts the given values."""
     return Rule(f"one of {', '.join(map(repr, values))}", lambda value: value in values)

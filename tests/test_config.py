@@ -92,6 +92,15 @@ def test_rejects_invalid_values_of_every_field(path):
         assert str(refused.value) == f"{path} is {flatten(config)[path]!r}: must be {allowed}"
 
 
+def test_messages_shorten_long_values():
+    config = changed_config({"model.position": "1" * 10_000})
+    with pytest.raises(UserError, match=r"^model\.position is '1{299}\.\.\. \(10002 characters\): must be"):
+        validate(config)
+    with pytest.raises(UserError) as refused:
+        parse_config(json.dumps({"model": {"resnet_depth": "1" * 10_000, "x" * 10_000: 1}}))
+    assert len(str(refused.value)) < 1000
+
+
 @pytest.mark.parametrize("path", FIELDS)
 def test_every_field_has_a_description(path):
     description = FIELDS[path].description
