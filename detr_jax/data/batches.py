@@ -58,7 +58,7 @@ def train_batches(
     share: ProcessShare = _SINGLE_PROCESS,
     epochs: int | None = None,
 ) -> grain.DatasetIterator[Batch]:
-    """Augmented batches in random order, endless unless `epochs` is given.
+    """An iterator of augmented batches in random order, endless unless `epochs` is given.
 
     `TrainOrder` defines which images form a batch. `get_state()["next_index"]` is the number of batches
     returned so far. `set_state`, also on a new iterator with the same arguments, resumes at exactly the next
@@ -77,20 +77,13 @@ def train_batches(
       share: Rows of each global batch that this process loads.
       epochs: Number of passes over the data, each rounded down to whole batches; None for endless batches.
 
-    Returns:
-      An iterator of batches.
-
     Raises:
       UserError: `source` is empty or smaller than a batch, or `batch_size` or `shapes` do not suit it.
     """
     _check_batch_size(batch_size, source, share, "training")
+    name = functools.partial(image_name, source)
     order = TrainOrder(
-        source.sizes,
-        batch_size=batch_size,
-        shapes=shapes,
-        settings=settings,
-        seed=seed,
-        name=functools.partial(image_name, source),
+        source.sizes, batch_size=batch_size, shapes=shapes, settings=settings, seed=seed, name=name
     )
 
     def load(step: int) -> Batch:
@@ -136,13 +129,8 @@ def eval_batches(
       UserError: `source` is empty, or `batch_size` or `shapes` do not suit it.
     """
     _check_batch_size(batch_size, source, share, "evaluation")
-    plan = plan_evaluation(
-        source.sizes,
-        batch_size=batch_size,
-        shapes=shapes,
-        settings=settings,
-        name=functools.partial(image_name, source),
-    )
+    name = functools.partial(image_name, source)
+    plan = plan_evaluation(source.sizes, batch_size=batch_size, shapes=shapes, settings=settings, name=name)
 
     def load(step: int) -> tuple[Batch, list[Example]]:
         rows = plan[step]

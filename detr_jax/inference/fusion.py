@@ -116,6 +116,10 @@ class _Axes(NamedTuple):
     columns: Int[np.ndarray, " width"]
 
 
+def _axes(size: Sequence[int], orig_size: Sequence[int]) -> _Axes:
+    return _Axes(*map(nearest_indices, size, orig_size))
+
+
 def fuse(
     survivors: Sequence[Survivors],
     mask_logits: Float[Array | np.ndarray, "pairs height width"],
@@ -127,8 +131,8 @@ def fuse(
     """Fuses the masks of a batch into one panoptic segmentation per image.
 
     Neither padded pairs nor padded pixels change a result. Pairs with a mask logit that is not finite are
-    dropped, as if they had not survived. The computation runs on the device of the mask
-    logits, and is compiled once per device and shape of the mask logits.
+    dropped, as if they had not survived. The computation runs on the device of the mask logits, and is
+    compiled once per device and shape of the mask logits.
 
     Args:
       survivors: Surviving queries of each image.
@@ -154,25 +158,14 @@ def fuse(
         distinct = _distinct(pairs, finite, mask_logits, sizes, rules.duplicate_iou)
         pairs = pairs._replace(image=np.where(distinct, pairs.image, -1))
         voters = _pad(pairs.image, len(mask_logits), fill=-1)
-    axes = [
-        _Axes(nearest_indices(height, orig_height), nearest_indices(width, orig_width))
-        for (height, width), (orig_height, orig_width) in zip(
-            sizes.tolist(), orig_sizes.tolist(), strict=True
-        )
-    ]
+    axes = list(map(_axes, sizes.tolist(), orig_sizes.tolist()))
     canvas, areas, visible = _vote(pairs, voters, mask_logits, sizes, axes, isthing, rules.merge_stuff)
     areas, visible, finite = jax.device_get((areas, visible, finite))
     dropped = _dropped(survivors, finite)
+    infos = [_segments_info(index, pairs, areas, visible, isthing) for index in range(len(axes))]
     return [
-        DeviceSegmentation(
-            canvas,
-            index,
-            *image_axes,
-            _segments_info(index, pairs, areas, visible, isthing),
-            categories,
-            dropped[index],
-        )
-        for index, image_axes in enumerate(axes)
+        DeviceSegmentation(canvas, index, *image_axes, segments, categories, dropped[index])
+        for index, (image_axes, segments) in enumerate(zip(axes, infos, strict=True))
     ]
 
 

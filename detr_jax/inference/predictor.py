@@ -127,13 +127,8 @@ class Predictor:
             validate(config)
             model, params = load_model(str(source), config.model)
             return cls(model, params, categories or from_json(json.loads(stored["categories"])), config)
-        state = tensor_files.read_state_dict(source)
         config.model.dilation = "dc5" in Path(source).name.lower() if dilation is None else dilation
-        config.model.masks = layouts.is_panoptic(state)
-        config.model.update(layouts.model_options_of(state))
-        validate(config)
-        model = build_model(config.model)
-        params = layouts.from_state_dict(state, model, str(source))
+        model, params = _load_published(source, config)
         if categories is None:
             categories = checked_categories(str(source), model.num_classes)
         return cls(model, params, categories, config)
@@ -274,6 +269,16 @@ def checked_categories(source: str, num_classes: int) -> tuple[Category, ...]:
             "this project, `detr-jax export` writes it with its categories"
         )
     return categories
+
+
+def _load_published(source: str | Path, config: ConfigDict) -> tuple[Detr, Params]:
+    """The model of a checkpoint without a stored config; `config.model` gets what its tensors determine."""
+    state = tensor_files.read_state_dict(source)
+    config.model.masks = layouts.is_panoptic(state)
+    config.model.update(layouts.model_options_of(state))
+    validate(config)
+    model = build_model(config.model)
+    return model, layouts.from_state_dict(state, model, str(source))
 
 
 def _warn_of_dropped(count: int) -> None:
