@@ -55,12 +55,36 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         return _evaluate_claimed(config, workdir)
 
 
+def check_evaluation(config: ConfigDict, source: Source, training: Source | None = None) -> None:
+    """Finds what would stop an evaluation, without running the model; to be called before the first step.
+
+    Args:
+      config: Whole config, see `default_config`.
+      source: Evaluation data.
+      training: Training data of the run, if it trains.
+
+    Raises:
+      UserError: The data do not fit the config, see `check_eval_data`; `eval.batch_size` cannot be divided
+        among the devices; or `eval.backend` cannot be used.
+    """
+    check_eval_data(source, config, training)
+    size, devices = config.eval.batch_size, jax.device_count()
+    if size % devices:
+        raise UserError(f"eval.batch_size is {size}: must be a multiple of the number of devices, {devices}")
+    if _predicts_masks(config):
+        make_quality(source.categories, config.eval.backend)
+
+
+def _predicts_masks(config: ConfigDict) -> bool:
+    return bool(config.model.masks) and config.stage != "boxes"
+
+
 def _evaluate_claimed(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     source = load_source(config.data, "eval")
-    check_eval_data(source, config)
+    check_evaluation(config, source)
     model, params, origin = trained_model(config, workdir)
     check_categories(origin, model.num_classes, source.categories)
-    if config.model.masks and config.stage != "boxes" and "mask_head" not in params:
+    if _predicts_masks(config) and "mask_head" not in params:
         raise UserError(
             f"{origin} has no mask head, so panoptic quality is undefined: "
             "set --config.model.masks=False to compute its box AP"
@@ -103,7 +127,7 @@ def evaluate_model(
     segmenter = Segmenter.from_config(config, model, params, source.categories)
     batches = eval_data(source, config)
     result: dict[str, Any]
-    if config.model.masks and config.stage != "boxes":
+    if _predicts_masks(config):
         drawn = config.eval.pictures if last and reporter.active else 0
         on_image = _draw_first(drawn, reporter.workdir / "pictures", source.categories)
         result, table = evaluate_panoptic(segmenter, batches, config.eval.backend, on_image)

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from detr_jax.config import validate
 from detr_jax.data.example import Source
-from detr_jax.data.pipeline import check_eval_data, load_source, train_data
+from detr_jax.data.pipeline import load_source, train_data
 from detr_jax.errors import UserError
-from detr_jax.evaluation.evaluate import evaluate_model
+from detr_jax.evaluation.evaluate import check_evaluation, evaluate_model
 from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
 from detr_jax.runtime.interruption import Interrupted, Interruption
@@ -151,7 +151,7 @@ class _Run:
         self.batches = train_data(self.source, config)
         if latest_step(workdir):
             check_same_run(workdir, config, self.source.categories)
-        check_eval_data(self._held_out, config, self.source)
+        check_evaluation(config, self._held_out, self.source)
         self.reporter, self._timer = Reporter(workdir), StepTimer()
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         self._first = self.checkpoints.usable_step(config.checkpoint.fallback)

@@ -16,6 +16,7 @@ from detr_jax.evaluation.panoptic_quality import PanopticQuality
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.runtime import parallel
 from detr_jax.runtime.reporting import Reporter
+from detr_jax.training.loop import train
 
 
 @pytest.fixture
@@ -125,6 +126,19 @@ def test_rejects_the_official_backend_in_several_processes(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     with pytest.raises(UserError, match="single process"):
         make_quality((), "panopticapi")
+
+
+def test_what_would_stop_an_evaluation_is_found_before_the_first_step(config, tmp_path, monkeypatch):
+    config.eval.backend = "panopticapi"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "panopticapi", None)
+        with pytest.raises(UserError, match="pip install --no-deps panopticapi-lite"):
+            train(config, tmp_path / "run")
+    config.eval.backend = "stream"
+    monkeypatch.setattr("jax.device_count", lambda: 3)
+    with pytest.raises(UserError, match="must be a multiple of the number of devices, 3"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_rejects_a_run_without_checkpoint(config, tmp_path):
