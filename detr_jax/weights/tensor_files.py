@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detr_jax.config_rules import shortened
 from detr_jax.errors import MissingFileError, MissingPackageError
 from detr_jax.weights.layouts import StateDict, WeightsError
 from detr_jax.weights.stored_settings import check_metadata
@@ -140,7 +141,8 @@ def _read_torch(file: Path) -> StateDict:
 
 
 def _unreadable(file: Path, error: Exception) -> WeightsError:
-    return WeightsError(f"{file} cannot be read as a checkpoint: {error}")
+    # The header of a damaged file may be quoted, whatever its length.
+    return WeightsError(f"{file} cannot be read as a checkpoint: {shortened(str(error))}")
 
 
 def _import_torch(purpose: str) -> Any:

@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 
@@ -93,3 +94,12 @@ def test_rejects_types_that_numpy_lacks(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(WeightsError, match="a is of type F8_E4M3, expected F16"):
         tensor_files.read_state_dict(tmp_path / "a.safetensors")
+
+
+def test_messages_do_not_quote_a_long_header(tmp_path):
+    header = json.dumps({"weight": {"dtype": "9" * 100_000, "shape": [1], "data_offsets": [0, 4]}}).encode()
+    file = tmp_path / "long.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(WeightsError, match="cannot be read as a checkpoint: ") as refused:
+        tensor_files.read_state_dict(file)
+    assert len(str(refused.value)) < 1000
