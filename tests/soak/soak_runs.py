@@ -4,10 +4,12 @@
 """
 
 import ast
+import ctypes
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,7 +137,16 @@ def soak_config(changes: list[str]) -> Any:
     return config
 
 
+def return_freed_memory() -> None:
+    """Lets glibc return freed memory to the system every second, so that resident memory is memory in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    while trim is not None:
+        trim(0)
+        time.sleep(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=return_freed_memory, daemon=True).start()
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     from detr_jax.training.loop import train
 
