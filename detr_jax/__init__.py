@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from detr_jax.data.panoptic import PanopticSegmentation
     from detr_jax.errors import DivergedError, MissingFileError, MissingPackageError, UserError
     from detr_jax.inference.predictor import Predictor
+    from detr_jax.weights.published import available
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ __all__ = [
     "PanopticSegmentation",
     "Predictor",
     "UserError",
+    "available",
     "visualize",
 ]
 
@@ -31,6 +33,7 @@ _MODULES = {
     "PanopticSegmentation": "detr_jax.data.panoptic",
     "Predictor": "detr_jax.inference.predictor",
     "UserError": "detr_jax.errors",
+    "available": "detr_jax.weights.published",
 }
 
 

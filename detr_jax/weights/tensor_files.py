@@ -7,11 +7,10 @@ from typing import Any
 from detr_jax.config_rules import shortened
 from detr_jax.errors import MissingFileError, MissingPackageError
 from detr_jax.weights.layouts import StateDict, WeightsError
+from detr_jax.weights.published import PACKAGED
 from detr_jax.weights.stored_settings import check_metadata
 from detr_jax.weights.torch_files import read_torch_state
 from detr_jax.weights.torch_values import UnreadableError
-
-PACKAGED = Path(__file__).parent / "pretrained"
 
 
 def locate(name: str | Path) -> Path:

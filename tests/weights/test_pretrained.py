@@ -10,7 +10,7 @@ from detr_jax.evaluation.evaluate import evaluate_detection, evaluate_panoptic
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.runtime import parallel
 from detr_jax.weights.initialize import load_model
-from detr_jax.weights.tensor_files import PACKAGED
+from detr_jax.weights.published import PACKAGED
 
 
 def model_and_data(name, variant, count):
