@@ -6,8 +6,9 @@ from typing import Any
 
 from detr_jax.config_rules import shortened
 from detr_jax.errors import MissingFileError, MissingPackageError
+from detr_jax.weights import downloads
 from detr_jax.weights.layouts import StateDict, WeightsError
-from detr_jax.weights.published import PACKAGED
+from detr_jax.weights.published import BACKBONES, PACKAGED, PUBLISHED
 from detr_jax.weights.stored_settings import check_metadata
 from detr_jax.weights.torch_files import read_torch_state
 from detr_jax.weights.torch_values import UnreadableError
@@ -33,6 +34,8 @@ def locate(name: str | Path) -> Path:
                 raise WeightsError(f"{name} is {kind}: a checkpoint must be a regular file")
         except OSError as error:
             raise MissingFileError(f"no such checkpoint: {error}") from error
+    if published := PUBLISHED.get(str(name)) or BACKBONES.get(str(name)):
+        return downloads.fetch(published.address)
     return _download(str(name))
 
 
