@@ -1,17 +1,107 @@
-"""Compares the classes of a checkpoint with the categories of a dataset."""
+"""The categories of a checkpoint's classes, and whether they are those of a dataset."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from detr_jax.config_rules import parse_json
 from detr_jax.data.categories import coco_panoptic, from_json
 from detr_jax.data.example import Category
-from detr_jax.errors import UserError
+from detr_jax.errors import MissingFileError, UserError
 from detr_jax.weights.runs import stored_with
 
 # A class index is a category id. These are the numbers of classes of the original's box and panoptic models;
 # COCO's ids of things end at 90, those of stuff at 200.
 COCO_THINGS, COCO_PANOPTIC = 91, 250
+
+# Whole annotation files are read, too: COCO's largest panoptic one has 300 MB.
+_MAX_BYTES = 500_000_000
+
+# What names the classes of a checkpoint: categories, or the path of a JSON file, see `read_categories`.
+GivenCategories = Sequence[Category] | str | Path
+
+
+def categories_of(
+    source: str | Path, num_classes: int, given: GivenCategories | None = None
+) -> tuple[Category, ...]:
+    """Categories of a checkpoint's classes: those given, else those known, else numbered ones with a warning.
+
+    Args:
+      source: Directory of a run, or a checkpoint file.
+      num_classes: Number of classes of the checkpoint.
+      given: Categories of its classes, or the path of a JSON file, see `read_categories`.
+
+    Returns:
+      The categories. If nothing names the classes, there is one per class, "class 7" with id 7. It is a
+      thing: segments of a stuff class are merged, which only someone who knows the classes can ask for.
+
+    Raises:
+      MissingFileError: There is no such checkpoint, or no such JSON file.
+      UserError: The checkpoint or the categories cannot be read, or their ids exceed its classes.
+    """
+    if given is not None:
+        return _checked_given(given, source, num_classes)
+    known = known_categories(source, num_classes)
+    if known is not None:
+        return known
+    warnings.warn(
+        f"{source} does not name its {num_classes} classes: they are numbered, and taken for things. To name "
+        "them, give a JSON file of categories: --categories=FILE, in Python Predictor.from_pretrained(..., "
+        "categories=FILE)",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return from_json([{"id": index, "name": f"class {index}"} for index in range(num_classes)])
+
+
+def read_categories(path: str | Path) -> tuple[Category, ...]:
+    """Reads categories from a JSON file.
+
+    Args:
+      path: JSON file: a list of categories with "id", "name" and "isthing" (1 by default), as in COCO's
+        annotation files; or an object whose "categories" is such a list, such as an annotation file.
+
+    Raises:
+      MissingFileError: There is no such file.
+      UserError: The file cannot be read, or does not list categories.
+    """
+    try:
+        if Path(path).stat().st_size > _MAX_BYTES:
+            raise UserError(f"{path} has more than {_MAX_BYTES} bytes: give a file of the categories alone")
+        content = parse_json(Path(path).read_bytes(), str(path), max_bytes=_MAX_BYTES)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"no file of categories {str(path)!r}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the categories in {path}: {error}") from error
+    entries = content.get("categories") if isinstance(content, dict) else content
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f'{path} is neither a list of categories nor an object with a list "categories"')
+    try:
+        return from_json(entries)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
+
+
+def _checked_given(given: GivenCategories, source: str | Path, num_classes: int) -> tuple[Category, ...]:
+    """The categories that a user gives for the classes of a checkpoint.
+
+    Raises:
+      MissingFileError: There is no such JSON file.
+      UserError: The file cannot be read, there are no categories, or an id exceeds the classes.
+    """
+    if isinstance(given, str | Path):
+        categories, origin = read_categories(given), f"those in {given}"
+    else:
+        categories, origin = tuple(given), "the given categories"
+    if not categories:
+        raise UserError(f"no categories are given for the classes of {source}")
+    exceeding = [category for category in categories if category.id >= num_classes]
+    if exceeding:
+        raise UserError(
+            f"{source} has classes 0 to {num_classes - 1}, but {origin} are of another model: "
+            f"{names_of(exceeding)}"
+        )
+    return categories
 
 
 def known_categories(source: str | Path, num_classes: int) -> tuple[Category, ...] | None:
@@ -44,7 +134,9 @@ def known_categories(source: str | Path, num_classes: int) -> tuple[Category, ..
     return tuple(category for category in coco_panoptic() if category.id < num_classes)
 
 
-def unknown_categories(source: str, num_classes: int, categories: Sequence[Category]) -> list[Category]:
+def unknown_categories(
+    source: str, num_classes: int, categories: Sequence[Category], given: GivenCategories | None = None
+) -> list[Category]:
     """Categories of a dataset that a checkpoint was not trained on.
 
     If the checkpoint's categories are not known, these are the ones whose ids exceed its class indices.
@@ -53,28 +145,44 @@ def unknown_categories(source: str, num_classes: int, categories: Sequence[Categ
       source: Directory of a run, or a checkpoint file.
       num_classes: Number of classes of the checkpoint.
       categories: Categories of the dataset.
+      given: What the user says that the checkpoint's classes are, see `categories_of`.
     """
-    known = known_categories(source, num_classes)
+    if given is not None:
+        known: tuple[Category, ...] | None = _checked_given(given, source, num_classes)
+    else:
+        known = known_categories(source, num_classes)
     if known is None:
         return [category for category in categories if category.id >= num_classes]
     names = {category.id: category.name for category in known}
     return [category for category in categories if names.get(category.id) != category.name]
 
 
-def check_categories(source: str, num_classes: int, categories: Sequence[Category]) -> None:
+def check_categories(
+    source: str, num_classes: int, categories: Sequence[Category], given: GivenCategories | None = None
+) -> None:
     """Checks that a checkpoint was trained on all categories of a dataset.
+
+    Warns if nothing names the checkpoint's classes, which are then compared by number.
 
     Args:
       source: Directory of a run, or a checkpoint file.
       num_classes: Number of classes of the checkpoint.
       categories: Categories of the dataset.
+      given: What the user says that the checkpoint's classes are, see `categories_of`.
 
     Raises:
-      UserError: The checkpoint lacks a category.
+      UserError: The checkpoint lacks a category, or the given categories cannot be used.
     """
-    unknown = unknown_categories(source, num_classes, categories)
+    unknown = unknown_categories(source, num_classes, categories, given)
     if unknown:
         raise UserError(f"{source} has no classes for the dataset's categories {names_of(unknown)}")
+    if given is None and known_categories(source, num_classes) is None:
+        warnings.warn(
+            f"{source} does not name its {num_classes} classes: class i is taken for the dataset's category "
+            "of id i. To compare their names, give a JSON file of categories: --categories=FILE",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def check_classes(categories: Sequence[Category], num_classes: int) -> None:

@@ -11,6 +11,7 @@ from tiny import tiny_config, tiny_model
 
 from detr_jax import Predictor
 from detr_jax.data.categories import coco_panoptic, to_json
+from detr_jax.data.images import list_images
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.inference.predict import predict, predict_files
@@ -37,9 +38,13 @@ def save_image(path, height, width):
     return path
 
 
+def run(predictor, files, folder, **options):
+    predict_files(predictor, list_images(files) if files else (), folder, **options)
+
+
 def test_writes_coco_panoptic_files_and_overlays(predictor, tmp_path):
     files = [save_image(tmp_path / "a.png", 40, 60), save_image(tmp_path / "b.jpg", 50, 30)]
-    predict_files(predictor, files, tmp_path / "out")
+    run(predictor, files, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert written["categories"] == to_json(coco_panoptic())
     assert written["images"] == [
@@ -59,7 +64,7 @@ def test_writes_coco_panoptic_files_and_overlays(predictor, tmp_path):
 def test_images_of_the_same_name_get_different_files(predictor, tmp_path):
     names = ["b/cam.png", "a/cam_3.png", "c/cam.jpg", "d/CAM.png"]
     files = [save_image(tmp_path / name, 40, 60) for name in names]
-    predict_files(predictor, [*files, files[0]], tmp_path / "out")  # a repeated path counts once
+    run(predictor, [*files, files[0]], tmp_path / "out")  # a repeated path counts once
     expected = ["cam.png", "cam_3.png", "cam_3_2.png", "CAM_4.png"]
     assert written_names(tmp_path / "out") == sorted(expected)
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
@@ -73,7 +78,12 @@ def written_names(folder):
         sorted(file.name for file in (folder / part).iterdir()) for part in ("panoptic", "overlays")
     )
     assert panoptic == overlays
-    assert sorted(entry.name for entry in folder.iterdir()) == ["overlays", "panoptic", "panoptic.json"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [
+        ".predictions.jsonl",
+        "overlays",
+        "panoptic",
+        "panoptic.json",
+    ]
     return panoptic
 
 
@@ -98,7 +108,7 @@ def test_a_failing_image_does_not_stop_the_others(predictor, tmp_path, capsys):
     others = [save_image(tmp_path / name, height, 60) for name, height in (("big.png", 41), ("a.png", 40))]
     undecodable = save_image(Path(os.fsdecode(bytes(tmp_path) + b"/\xff.png")), 40, 60)
     with pytest.raises(UserError) as raised:
-        predict_files(flaky, [tmp_path / "text.jpg", *others, undecodable], tmp_path / "out")
+        run(flaky, [tmp_path / "text.jpg", *others, undecodable], tmp_path / "out")
     first, *reasons = str(raised.value).splitlines()
     assert first == "2 of 4 images failed:"
     assert "text.jpg" in reasons[0] and reasons[1].endswith("big.png: MemoryError: RESOURCE_EXHAUSTED: 9 GB")
@@ -113,20 +123,20 @@ def test_an_interrupted_run_keeps_what_is_done(predictor, tmp_path):
     heights = {"a.png": 40, "b.png": 41, "c.png": 40}
     files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
     with pytest.raises(KeyboardInterrupt):
-        predict_files(failing(predictor, KeyboardInterrupt()), files, tmp_path / "out")
+        run(failing(predictor, KeyboardInterrupt()), files, tmp_path / "out")
     assert written_names(tmp_path / "out") == ["a.png"]
-    predict_files(predictor, files[1:], tmp_path / "out")
+    run(predictor, files[1:], tmp_path / "out")
     assert written_names(tmp_path / "out") == ["b.png", "c.png"]
 
 
 def test_other_files_and_the_images_themselves_are_kept(predictor, tmp_path):
     first = save_image(tmp_path / "a.png", 40, 60)
-    predict_files(predictor, [first], tmp_path / "out")
+    run(predictor, [first], tmp_path / "out")
     overlay = tmp_path / "out" / "overlays" / "a.png"
     own = tmp_path / "out" / "panoptic" / "b.png"
     own.write_text("kept")
     before = overlay.read_bytes()
-    predict_files(predictor, [overlay, save_image(tmp_path / "b.png", 40, 60)], tmp_path / "out")
+    run(predictor, [overlay, save_image(tmp_path / "b.png", 40, 60)], tmp_path / "out")
     assert (overlay.read_bytes(), own.read_text()) == (before, "kept")
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert [entry["file_name"] for entry in written["annotations"]] == ["a_1.png", "b_2.png"]
@@ -144,7 +154,7 @@ def test_other_files_and_the_images_themselves_are_kept(predictor, tmp_path):
 def test_a_panoptic_json_that_is_not_ours_is_kept(predictor, content, tmp_path):
     (tmp_path / "panoptic.json").write_text(content)
     with pytest.raises(UserError, match="choose another output folder"):
-        predict_files(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path)
+        run(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "panoptic.json"]
     assert (tmp_path / "panoptic.json").read_text() == content
 
@@ -152,25 +162,29 @@ def test_a_panoptic_json_that_is_not_ours_is_kept(predictor, content, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(predictor, tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match="cannot write .*out: Not a directory"):
-        predict_files(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path / "out")
+        run(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path / "out")
 
 
 def test_rejects_a_model_without_mask_head(config, tiny_model, tiny_params, tmp_path):
     detector = {name: part for name, part in jax.device_get(tiny_params).items() if name != "mask_head"}
     predictor = Predictor(tiny_model, detector, coco_panoptic(), config)
     with pytest.raises(UserError, match="no mask head"):
-        predict_files(predictor, [], tmp_path / "out")
+        run(predictor, [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_a_checkpoint_whose_classes_are_not_known(config, tiny_params, tmp_path):
+def test_classes_that_are_not_known_are_numbered_or_given(config, tiny_params, tmp_path):
     config = config.copy_and_resolve_references()
     config.init_from = str(tmp_path / "tiny.safetensors")
     tensor_files.write_state_dict(layouts.to_state_dict(jax.device_get(tiny_params)), config.init_from)
     save_image(tmp_path / "a.png", 40, 60)
-    with pytest.raises(UserError, match="does not name its 14 classes.*categories="):
+    written = tmp_path / "run" / "predictions" / "panoptic.json"
+    with pytest.warns(RuntimeWarning, match="does not name its 14 classes.*--categories=FILE"):
         predict(config, tmp_path / "run", [str(tmp_path / "a.png")])
-    assert not (tmp_path / "run" / "predictions").exists()
+    assert json.loads(written.read_text())["categories"][7]["name"] == "class 7"
+    (tmp_path / "named.json").write_text('[{"id": 7, "name": "plasma"}]')
+    predict(config, tmp_path / "run", [str(tmp_path / "a.png")], tmp_path / "named.json")
+    assert [category["name"] for category in json.loads(written.read_text())["categories"]] == ["plasma"]
 
 
 def test_sigterm_keeps_what_is_done(predictor, tmp_path):
@@ -186,7 +200,7 @@ def test_sigterm_keeps_what_is_done(predictor, tmp_path):
     heights = {"a.png": 40, "b.png": 41, "c.png": 40}
     files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
     with pytest.raises(KeyboardInterrupt):
-        predict_files(Terminated(), files, tmp_path / "out")
+        run(Terminated(), files, tmp_path / "out")
     assert written_names(tmp_path / "out") == ["a.png"]
 
 

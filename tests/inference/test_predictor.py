@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import tiny_config
 
 from detr_jax import Predictor
-from detr_jax.data.categories import coco_panoptic
+from detr_jax.data.categories import coco_panoptic, to_json
 from detr_jax.data.example import Category
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.errors import MissingFileError, UserError
@@ -181,13 +181,16 @@ def test_a_deleted_predictor_frees_its_parameters(tiny_model, tiny_params, pictu
     assert len(jax.live_arrays()) == before
 
 
-def test_classes_that_are_not_known_must_be_given(tiny_params, tmp_path):
+def test_classes_that_are_not_known_are_numbered_or_given(tiny_params, tmp_path):
     file = tmp_path / "tiny.safetensors"
     tensor_files.write_state_dict(layouts.to_state_dict(jax.device_get(tiny_params)), file)
-    with pytest.raises(UserError, match="does not name its 14 classes.*categories="):
-        Predictor.from_pretrained(file)
+    with pytest.warns(RuntimeWarning, match="does not name its 14 classes.*categories="):
+        predictor = Predictor.from_pretrained(file)
+    assert [category.name for category in predictor.categories] == [f"class {k}" for k in range(14)]
     named = tuple(Category(k, f"class {k}", True, (0, 0, k)) for k in range(1, 14))
     assert Predictor.from_pretrained(file, categories=named).categories == named
+    (tmp_path / "categories.json").write_text(json.dumps(to_json(named)))
+    assert Predictor.from_pretrained(file, categories=tmp_path / "categories.json").categories == named
 
 
 def test_images_of_similar_sizes_share_programs(tiny_predictor, pictures):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -34,14 +36,76 @@ def test_published_numbers_of_classes_stand_for_coco(unnamed):
     assert class_agreement.known_categories(unnamed, 12) is None
 
 
+def test_classes_that_nothing_names_are_numbered_things_with_a_warning(unnamed):
+    message = r"does not name its 3 classes: they are numbered.*--categories=FILE.*from_pretrained"
+    with pytest.warns(RuntimeWarning, match=message):
+        categories = class_agreement.categories_of(unnamed, 3)
+    assert [tuple(category)[:3] for category in categories] == [
+        (0, "class 0", True),
+        (1, "class 1", True),
+        (2, "class 2", True),
+    ]
+
+
+def test_given_categories_come_before_known_ones(unnamed, tmp_path):
+    listed = [{"id": 1, "name": "nucleus"}, {"id": 7, "name": "plasma", "isthing": 0}]
+    for name, content in {"list": listed, "document": {"images": [], "categories": listed}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        for num_classes in (8, 250):
+            categories = class_agreement.categories_of(unnamed, num_classes, tmp_path / f"{name}.json")
+            assert [tuple(category)[:3] for category in categories] == [
+                (1, "nucleus", True),
+                (7, "plasma", False),
+            ]
+    assert class_agreement.categories_of("shapes-panoptic", 14, CELLS) == CELLS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no file of categories '.*given.json'"),
+        ("[", "given.json is not JSON"),
+        ("[]", 'given.json is neither a list of categories nor an object with a list "categories"'),
+        ('{"images": []}', "given.json is neither a list of categories nor"),
+        ('[{"id": 1}]', 'given.json cannot be used: every category needs an integer "id" and a "name"'),
+        (
+            '[{"id": 8, "name": "plasma"}]',
+            "has classes 0 to 7, but those in .*given.json are of another model: 8 plasma$",
+        ),
+    ],
+)
+def test_a_file_of_categories_that_cannot_be_used_is_one_line(content, message, unnamed, tmp_path):
+    file = tmp_path / "given.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        class_agreement.categories_of(unnamed, 8, file)
+    assert "\n" not in str(error.value)
+
+
+def test_given_categories_must_fit_the_classes(unnamed):
+    with pytest.raises(UserError, match="classes 0 to 6, but the given categories are .*: 7 plasma"):
+        class_agreement.categories_of(unnamed, 7, CELLS)
+    with pytest.raises(UserError, match="no categories are given"):
+        class_agreement.categories_of(unnamed, 7, ())
+
+
+def test_given_categories_are_compared_with_those_of_the_data_by_name(unnamed):
+    class_agreement.check_categories(unnamed, 8, CELLS, CELLS)
+    renamed = (CELLS[0]._replace(name="cell"), CELLS[1])
+    with pytest.raises(UserError, match="has no classes for the dataset's categories 0 nucleus"):
+        class_agreement.check_categories(unnamed, 8, CELLS, renamed)
+
+
 def test_rejects_categories_that_the_checkpoint_lacks(unnamed):
     class_agreement.check_categories(unnamed, 250, COCO)
     with pytest.raises(UserError, match="has no classes for the dataset's categories 0 nucleus, 7 plasma"):
         class_agreement.check_categories(unnamed, 250, CELLS)
 
 
-def test_unknown_classes_are_compared_by_number(unnamed):
-    class_agreement.check_categories(unnamed, 8, CELLS)
+def test_unknown_classes_are_compared_by_number_with_a_warning(unnamed):
+    with pytest.warns(RuntimeWarning, match="does not name its 8 classes: class i is taken for .*id i"):
+        class_agreement.check_categories(unnamed, 8, CELLS)
     with pytest.raises(UserError, match="categories 7 plasma"):
         class_agreement.check_categories(unnamed, 7, CELLS)
 
