@@ -11,7 +11,6 @@ from tiny import tiny_config, tiny_model
 
 from detr_jax import Predictor
 from detr_jax.data.categories import coco_panoptic, to_json
-from detr_jax.data.images import list_images
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.inference.predict import predict, predict_files
@@ -38,13 +37,9 @@ def save_image(path, height, width):
     return path
 
 
-def run(predictor, files, folder, **options):
-    predict_files(predictor, list_images(files) if files else (), folder, **options)
-
-
 def test_writes_coco_panoptic_files_and_overlays(predictor, tmp_path):
     files = [save_image(tmp_path / "a.png", 40, 60), save_image(tmp_path / "b.jpg", 50, 30)]
-    run(predictor, files, tmp_path / "out")
+    predict_files(predictor, files, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert written["categories"] == to_json(coco_panoptic())
     assert written["images"] == [
@@ -64,7 +59,7 @@ def test_writes_coco_panoptic_files_and_overlays(predictor, tmp_path):
 def test_images_of_the_same_name_get_different_files(predictor, tmp_path):
     names = ["b/cam.png", "a/cam_3.png", "c/cam.jpg", "d/CAM.png"]
     files = [save_image(tmp_path / name, 40, 60) for name in names]
-    run(predictor, [*files, files[0]], tmp_path / "out")  # a repeated path counts once
+    predict_files(predictor, [*files, files[0]], tmp_path / "out")  # a repeated path counts once
     expected = ["cam.png", "cam_3.png", "cam_3_2.png", "CAM_4.png"]
     assert written_names(tmp_path / "out") == sorted(expected)
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
@@ -78,12 +73,7 @@ def written_names(folder):
         sorted(file.name for file in (folder / part).iterdir()) for part in ("panoptic", "overlays")
     )
     assert panoptic == overlays
-    assert sorted(entry.name for entry in folder.iterdir()) == [
-        ".predictions.jsonl",
-        "overlays",
-        "panoptic",
-        "panoptic.json",
-    ]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["overlays", "panoptic", "panoptic.json"]
     return panoptic
 
 
@@ -108,7 +98,7 @@ def test_a_failing_image_does_not_stop_the_others(predictor, tmp_path, capsys):
     others = [save_image(tmp_path / name, height, 60) for name, height in (("big.png", 41), ("a.png", 40))]
     undecodable = save_image(Path(os.fsdecode(bytes(tmp_path) + b"/\xff.png")), 40, 60)
     with pytest.raises(UserError) as raised:
-        run(flaky, [tmp_path / "text.jpg", *others, undecodable], tmp_path / "out")
+        predict_files(flaky, [tmp_path / "text.jpg", *others, undecodable], tmp_path / "out")
     first, *reasons = str(raised.value).splitlines()
     assert first == "2 of 4 images failed:"
     assert "text.jpg" in reasons[0] and reasons[1].endswith("big.png: MemoryError: RESOURCE_EXHAUSTED: 9 GB")
@@ -123,20 +113,20 @@ def test_an_interrupted_run_keeps_what_is_done(predictor, tmp_path):
     heights = {"a.png": 40, "b.png": 41, "c.png": 40}
     files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
     with pytest.raises(KeyboardInterrupt):
-        run(failing(predictor, KeyboardInterrupt()), files, tmp_path / "out")
+        predict_files(failing(predictor, KeyboardInterrupt()), files, tmp_path / "out")
     assert written_names(tmp_path / "out") == ["a.png"]
-    run(predictor, files[1:], tmp_path / "out")
+    predict_files(predictor, files[1:], tmp_path / "out")
     assert written_names(tmp_path / "out") == ["b.png", "c.png"]
 
 
 def test_other_files_and_the_images_themselves_are_kept(predictor, tmp_path):
     first = save_image(tmp_path / "a.png", 40, 60)
-    run(predictor, [first], tmp_path / "out")
+    predict_files(predictor, [first], tmp_path / "out")
     overlay = tmp_path / "out" / "overlays" / "a.png"
     own = tmp_path / "out" / "panoptic" / "b.png"
     own.write_text("kept")
     before = overlay.read_bytes()
-    run(predictor, [overlay, save_image(tmp_path / "b.png", 40, 60)], tmp_path / "out")
+    predict_files(predictor, [overlay, save_image(tmp_path / "b.png", 40, 60)], tmp_path / "out")
     assert (overlay.read_bytes(), own.read_text()) == (before, "kept")
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert [entry["file_name"] for entry in written["annotations"]] == ["a_1.png", "b_2.png"]
@@ -154,7 +144,7 @@ def test_other_files_and_the_images_themselves_are_kept(predictor, tmp_path):
 def test_a_panoptic_json_that_is_not_ours_is_kept(predictor, content, tmp_path):
     (tmp_path / "panoptic.json").write_text(content)
     with pytest.raises(UserError, match="choose another output folder"):
-        run(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path)
+        predict_files(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "panoptic.json"]
     assert (tmp_path / "panoptic.json").read_text() == content
 
@@ -162,14 +152,14 @@ def test_a_panoptic_json_that_is_not_ours_is_kept(predictor, content, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(predictor, tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match="cannot write .*out: Not a directory"):
-        run(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path / "out")
+        predict_files(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path / "out")
 
 
 def test_rejects_a_model_without_mask_head(config, tiny_model, tiny_params, tmp_path):
     detector = {name: part for name, part in jax.device_get(tiny_params).items() if name != "mask_head"}
     predictor = Predictor(tiny_model, detector, coco_panoptic(), config)
     with pytest.raises(UserError, match="no mask head"):
-        run(predictor, [], tmp_path / "out")
+        predict_files(predictor, [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -200,7 +190,7 @@ def test_sigterm_keeps_what_is_done(predictor, tmp_path):
     heights = {"a.png": 40, "b.png": 41, "c.png": 40}
     files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
     with pytest.raises(KeyboardInterrupt):
-        run(Terminated(), files, tmp_path / "out")
+        predict_files(Terminated(), files, tmp_path / "out")
     assert written_names(tmp_path / "out") == ["a.png"]
 
 
