@@ -6,37 +6,50 @@ from typing import Any
 
 from detr_jax.config_rules import shortened
 from detr_jax.errors import MissingFileError, MissingPackageError
-from detr_jax.weights import downloads
+from detr_jax.weights import downloads, hub
 from detr_jax.weights.layouts import StateDict, WeightsError
-from detr_jax.weights.published import BACKBONES, PACKAGED, PUBLISHED
+from detr_jax.weights.published import BACKBONES, PACKAGED, PUBLISHED, available
+from detr_jax.weights.shards import INDEX, checkpoint_in, read_index
 from detr_jax.weights.stored_settings import check_metadata
 from detr_jax.weights.torch_files import read_torch_state
 from detr_jax.weights.torch_values import UnreadableError
 
 
 def locate(name: str | Path) -> Path:
-    """Path of a checkpoint file, downloaded from the Hugging Face hub if necessary.
+    """Path of a checkpoint file, downloaded if necessary.
 
     Args:
-      name: Path of a file; name of a checkpoint in this package ("shapes-panoptic"); or name of a repository
-        on the Hugging Face hub ("facebook/detr-resnet-50-panoptic").
+      name: Path of a file, or of a folder that `save_pretrained` of transformers wrote; name of a packaged
+        ("shapes-panoptic") or published checkpoint ("detr-r50-panoptic", see `published.available`), or of
+        an ImageNet backbone ("resnet50"); or name of a repository on the Hugging Face hub
+        ("facebook/detr-resnet-50-panoptic", and a revision if need be: "owner/name@revision").
 
     Raises:
-      MissingFileError: There is no such file, and the hub does not provide it.
+      MissingFileError: There is no such file, and it cannot be downloaded.
+      UserError: A download cannot be written, or is not the file that was published.
       WeightsError: It is not a regular file.
     """
     for path in (Path(name), PACKAGED / f"{name}.safetensors"):
         try:
             if path.is_file():
                 return path
+            if path.is_dir() and (file := checkpoint_in(path)):
+                return file
             if path.exists():
-                kind = "a folder without a run" if path.is_dir() else "a device, pipe or socket"
+                kind = "a device, pipe or socket"
+                if path.is_dir():
+                    kind = "a folder with neither a run nor model.safetensors nor pytorch_model.bin"
                 raise WeightsError(f"{name} is {kind}: a checkpoint must be a regular file")
         except OSError as error:
             raise MissingFileError(f"no such checkpoint: {error}") from error
     if published := PUBLISHED.get(str(name)) or BACKBONES.get(str(name)):
         return downloads.fetch(published.address)
-    return _download(str(name))
+    if hub.is_repository(str(name)):
+        return hub.fetch(str(name))
+    raise MissingFileError(
+        f"no such checkpoint: {name} is not a file, and not the name of one: {', '.join(available())}, "
+        f"{', '.join(BACKBONES)} (a backbone), or owner/name on the Hugging Face hub"
+    )
 
 
 def read_state_dict(path: str | Path) -> StateDict:
@@ -50,7 +63,9 @@ def read_state_dict(path: str | Path) -> StateDict:
       WeightsError: The file cannot be read, or does not hold a state dict.
     """
     file = locate(path)
-    state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    state: StateDict = {}
+    for part in _read_index(file) if file.name.endswith(INDEX) else [file]:
+        state |= _read_safetensors(part) if part.suffix == ".safetensors" else _read_torch(part)
     return {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -100,23 +115,15 @@ def write_state_dict(state: StateDict, path: str | Path, metadata: Mapping[str, 
 
         save_file(state, path, dict(metadata or {}) or None)
         return
-    torch = _import_torch(f"writing {Path(path).name}")
+    torch = import_torch(f"writing {Path(path).name}")
     torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state.items()}}, path)
 
 
-def _download(name: str) -> Path:
-    if name.endswith((".pth", ".pt", ".safetensors")) or name.count("/") != 1:
-        raise MissingFileError(f"no such checkpoint: {name}")
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
+def _read_index(file: Path) -> list[Path]:
     try:
-        return Path(huggingface_hub.hf_hub_download(name, "model.safetensors"))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise MissingFileError(
-            f"{name} is not a file, and model.safetensors of the repository {name} cannot be downloaded from "
-            f"the Hugging Face hub: {error}"
-        ) from error
+        return read_index(file)
+    except (UnreadableError, OSError) as error:
+        raise _unreadable(file, error) from error
 
 
 def _read_safetensors(file: Path) -> StateDict:
@@ -147,7 +154,15 @@ def _unreadable(file: Path, error: Exception) -> WeightsError:
     return WeightsError(f"{file} cannot be read as a checkpoint: {shortened(str(error))}")
 
 
-def _import_torch(purpose: str) -> Any:
+def import_torch(purpose: str) -> Any:
+    """The module `torch`.
+
+    Args:
+      purpose: What needs it, for the message.
+
+    Raises:
+      MissingPackageError: PyTorch is not installed.
+    """
     try:
         import torch
     except ImportError as error:

@@ -55,13 +55,56 @@ def test_names_the_package_that_writes_pth_files(tmp_path, monkeypatch):
         tensor_files.write_state_dict({"a": np.zeros(2, np.float32)}, tmp_path / "a.pth")
 
 
-def test_reports_a_repository_that_the_hub_does_not_provide(monkeypatch):
-    def unavailable(*_):
-        raise OSError("no connection")
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(
+        MissingFileError, match=r"detr-r51 .*shapes-panoptic.*detr-r50-panoptic.*resnet50"
+    ) as caught:
+        tensor_files.locate("detr-r51")
+    assert "\n" not in str(caught.value)
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", unavailable)
-    with pytest.raises(MissingFileError, match="some/model.*cannot be downloaded.*no connection"):
-        tensor_files.locate("some/model")
+
+def halves():
+    return {"a": np.zeros(2, np.float32)}, {"b": np.ones((2, 3), np.float32)}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_reads_folders_that_save_pretrained_wrote(suffix, tmp_path):
+    first, second = halves()
+    stem = "model" if suffix == ".safetensors" else "pytorch_model"
+    (tmp_path / "config.json").write_text("{}")
+    if suffix == ".bin":
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+    parts = {f"{stem}-00001-of-00002{suffix}": first, f"{stem}-00002-of-00002{suffix}": second}
+    for name, part in parts.items():
+        tensor_files.write_state_dict(part, tmp_path / name)
+    places = {name: file for file, part in parts.items() for name in part}
+    (tmp_path / f"{stem}{suffix}.index.json").write_text(json.dumps({"weight_map": places}))
+    read = tensor_files.read_state_dict(tmp_path)
+    assert {name: array.tolist() for name, array in read.items()} == {
+        name: array.tolist() for name, array in (first | second).items()
+    }
+    assert tensor_files.read_metadata(tmp_path) == {}
+    tensor_files.write_state_dict(first, tmp_path / f"{stem}{suffix}")
+    assert tensor_files.read_state_dict(tmp_path).keys() == {"a"}
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["{", "[]", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../a"}}', '{"weight_map": {"a": "b"}}'],
+)
+def test_damaged_indices_are_one_line(index, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    (tmp_path.parent / "a").touch()
+    with pytest.raises(WeightsError, match=r"index\.json cannot be read as a checkpoint: it") as caught:
+        tensor_files.read_state_dict(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_follows_symlinks(tmp_path):
+    first, _ = halves()
+    tensor_files.write_state_dict(first, tmp_path / "a.safetensors")
+    (tmp_path / "best.safetensors").symlink_to("a.safetensors")
+    assert tensor_files.read_state_dict(tmp_path / "best.safetensors").keys() == {"a"}
 
 
 def test_metadata_is_stored_beside_the_tensors(tmp_path):
