@@ -20,6 +20,7 @@ from detr_jax.weights.checksums import (
     with_remedy,
 )
 from detr_jax.weights.layouts import WeightsError, listing
+from detr_jax.weights.shards import checkpoint_in
 from detr_jax.weights.stored_settings import check_metadata
 
 
@@ -31,6 +32,11 @@ def checkpoint_folder(workdir: str | Path) -> Path:
 def latest_step(workdir: str | Path) -> int | None:
     """Step of a run's newest checkpoint, or None without one. Creates no directory."""
     return max(saved_steps(checkpoint_folder(workdir)), default=None)
+
+
+def is_run(source: str | Path) -> bool:
+    """Whether a source is the directory of a run, rather than a file or a folder of `save_pretrained`."""
+    return Path(source).is_dir() and (latest_step(source) is not None or checkpoint_in(source) is None)
 
 
 def load_params(workdir: str | Path, step: int | None = None, fallback: bool = False) -> Params:
@@ -188,7 +194,7 @@ def stored_with(source: str | Path) -> dict[str, str]:
       WeightsError: The file is not a checkpoint.
       UserError: The config or the categories are damaged, or have values that no model has.
     """
-    if not Path(source).is_dir():
+    if not is_run(source):
         return tensor_files.read_metadata(source)
     files = {name: Path(source) / f"{name}.json" for name in ("config", "categories")}
     if not all(file.exists() for file in files.values()):

@@ -13,7 +13,7 @@ from detr_jax.models.detr import param_shapes
 from detr_jax.training.checkpoints import Checkpoints
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
-from detr_jax.weights import runs
+from detr_jax.weights import runs, tensor_files
 from detr_jax.weights.checksums import DamagedCheckpointError
 from detr_jax.weights.layouts import WeightsError
 
@@ -131,3 +131,16 @@ def test_parameters_of_a_damaged_step_are_not_loaded_but_those_before(workdir, t
 
 def same(a, b):
     return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def test_a_folder_of_save_pretrained_is_no_run(workdir, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert runs.is_run(tmp_path)  # one that is about to start
+    tensor_files.write_state_dict({"a": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    assert not runs.is_run(tmp_path)
+    assert runs.stored_with(tmp_path) == {}
+    exported = tmp_path / "run"
+    shutil.copytree(workdir, exported)
+    shutil.copy(tmp_path / "model.safetensors", exported)
+    assert runs.is_run(exported)
+    assert not runs.is_run(exported / "model.safetensors")
