@@ -28,7 +28,7 @@ from detr_jax.runtime.files import write_text
 from detr_jax.runtime.reporting import Reporter, log
 from detr_jax.runtime.workdir import claim
 from detr_jax.visualize import side_by_side
-from detr_jax.weights.class_agreement import check_categories
+from detr_jax.weights.class_agreement import GivenCategories, check_categories
 from detr_jax.weights.initialize import trained_model
 from detr_jax.weights.runs import latest_step
 
@@ -36,13 +36,16 @@ EvalBatches = Iterable[tuple[Batch, list[Example]]]
 OnImage = Callable[[Example, DeviceSegmentation], None]
 
 
-def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def evaluate(
+    config: ConfigDict, workdir: str | Path, categories: GivenCategories | None = None
+) -> dict[str, Any]:
     """Evaluates a run's newest checkpoint, or else `config.init_from`, and logs the scores (`--mode=eval`).
 
     Args:
       config: Whole config, see `default_config`.
       workdir: Directory of the run. Receives evaluation.json, metrics.jsonl, TensorBoard events, curves.png
         and pictures/.
+      categories: Categories of the checkpoint's classes, see `categories_of`; by default those known.
 
     Returns:
       The result of `evaluate_model`.
@@ -52,7 +55,7 @@ def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     validate(config)
     with claim(workdir):
-        return _evaluate_claimed(config, workdir)
+        return _evaluate_claimed(config, workdir, categories)
 
 
 def check_evaluation(config: ConfigDict, source: Source, training: Source | None = None) -> None:
@@ -79,11 +82,15 @@ def _predicts_masks(config: ConfigDict) -> bool:
     return bool(config.model.masks) and config.stage != "boxes"
 
 
-def _evaluate_claimed(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def _evaluate_claimed(
+    config: ConfigDict, workdir: str | Path, categories: GivenCategories | None
+) -> dict[str, Any]:
     source = load_source(config.data, "eval")
     check_evaluation(config, source)
-    model, params, origin = trained_model(config, workdir)
-    check_categories(origin, model.num_classes, source.categories)
+    model, params, origin, remark = trained_model(config, workdir)
+    if remark:
+        log(remark)
+    check_categories(origin, model.num_classes, source.categories, categories)
     if _predicts_masks(config) and "mask_head" not in params:
         raise UserError(
             f"{origin} has no mask head, so panoptic quality is undefined: "

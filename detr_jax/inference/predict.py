@@ -40,7 +40,9 @@ def predict(
     validate(config)
     files = list(list_images(images))
     with claim(workdir):
-        model, params, source = trained_model(config, workdir)
+        model, params, source, remark = trained_model(config, workdir)
+        if remark:
+            log(remark)
         named = categories_of(source, model.num_classes, categories)
         predictor = Predictor(model, params, named, config)
         predict_files(predictor, files, Path(workdir) / "predictions")

@@ -12,6 +12,7 @@ from detr_jax.data.categories import from_json
 from detr_jax.data.example import Category
 from detr_jax.errors import UserError
 from detr_jax.runtime.reporting import log
+from detr_jax.weights.checkpoint_model import FOLLOWED
 from detr_jax.weights.layouts import listing
 
 # Fields of `model` that may change: they affect the computation or the initial weights, not the meaning of
@@ -26,11 +27,12 @@ _FIXED = [
 def check_same_run(workdir: str | Path, config: ConfigDict, categories: Sequence[Category]) -> None:
     """Compares a config and the categories of its data with those stored in a working directory.
 
-    A stored file that is missing or damaged is not compared: the run writes it again.
+    A stored file that is missing or damaged is not compared: the run writes it again. The model of a run
+    with `init_from` is that of its checkpoint, so fields of `model` that have their defaults follow it anew.
 
     Args:
       workdir: Directory of a run that has a checkpoint.
-      config: Whole config of the run that is to resume.
+      config: Whole config of the run that is to resume. Its section `model` is changed in place.
       categories: Categories of its training data.
 
     Raises:
@@ -40,7 +42,9 @@ def check_same_run(workdir: str | Path, config: ConfigDict, categories: Sequence
     stored_categories = _read(Path(workdir) / "categories.json", list)
     kinds, differences = [], []
     for path in _FIXED if stored_config is not None else []:
-        value, before = _value(config, path), _stored_value(stored_config, path)
+        before = _stored_value(stored_config, path)
+        _follow_start(config, path, before)
+        value = _value(config, path)
         if value != before and not (path == "model.num_classes" and value == 0):
             differences.append(f"{path} is {value!r}, was {before!r}")
             kinds.append(_kind(path))
@@ -55,6 +59,16 @@ def check_same_run(workdir: str | Path, config: ConfigDict, categories: Sequence
             f"this run with --config.init_from={workdir}, or resume with what differs as it was"
             f"{listing(differences)}"
         )
+
+
+def _follow_start(config: ConfigDict, path: str, before: Any) -> None:
+    """Gives a field that followed `init_from` the value that it had, if it is the default now."""
+    section, _, name = path.partition(".")
+    default = FIELDS[path].default
+    if not config.init_from or section != "model" or name not in FOLLOWED:
+        return
+    if config.model[name] == default and type(before) is type(default):
+        config.model[name] = before
 
 
 def _kind(path: str) -> str:

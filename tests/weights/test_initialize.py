@@ -91,9 +91,31 @@ def test_rejects_a_frozen_detector_that_lacks_categories(config, tmp_path):
 
 def test_loads_the_weights_of_the_config_without_a_run(config, tmp_path):
     config.init_from, params = checkpoint(tmp_path, 14)
-    model, loaded, source = trained_model(config, tmp_path / "run")
-    assert (model.num_classes, source) == (14, config.init_from)
+    model, loaded, source, remark = trained_model(config, tmp_path / "run")
+    assert (model.num_classes, source, remark) == (14, config.init_from, "")
     assert same(loaded, params)
+
+
+def test_the_model_follows_the_checkpoint_and_says_so(tmp_path):
+    config = default_config()
+    config.init_from, params = checkpoint(tmp_path, 14)
+    model, started, remark = starting_model(config, CELLS)
+    assert (model.num_queries, model.resnet_depth, config.model.hidden_dim) == (12, 18, 128)
+    assert same(started["transformer"], params["transformer"])
+    followed, head = remark.splitlines()
+    assert followed.startswith(f"the model is that of {config.init_from}: model.num_queries=12, model.resnet")
+    assert "class head is kept" in head
+    config = default_config()
+    config.init_from = checkpoint(tmp_path, 14)[0]
+    assert trained_model(config, tmp_path / "run").remark == followed
+
+
+def test_a_detector_whose_heads_no_mask_head_can_have_is_refused(tmp_path):
+    config = default_config()
+    config.init_from, _ = checkpoint(tmp_path, 14, masks=False)
+    (tmp_path / "config.json").write_text('{"model_type": "detr", "encoder_attention_heads": 4}')
+    with pytest.raises(UserError, match="model.num_heads is 4: must be a multiple of 8 for the mask head"):
+        starting_model(config, CELLS)
 
 
 def test_reports_that_there_is_nothing_to_load(config, tmp_path):
