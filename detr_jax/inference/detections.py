@@ -1,12 +1,13 @@
 """Converts class logits and boxes of queries to detections."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 from scipy import special
 
-from detr_jax.data.example import pixel_corners
+from detr_jax.data.example import Category, coco_bbox, pixel_corners
 
 
 class Detections(NamedTuple):
@@ -51,3 +52,27 @@ def describe_dropped(count: int, images: int = 1) -> str:
         f"dropped {queries} of {images} {'image' if images == 1 else 'images'} with outputs that are not "
         "finite: the parameters have diverged, or overflow in model.dtype"
     )
+
+
+def coco_results(found: Detections, categories: Sequence[Category], threshold: float) -> list[dict[str, Any]]:
+    """Detections of known categories above a score in COCO's result format, highest score first.
+
+    Args:
+      found: Detections of one image.
+      categories: Known categories.
+      threshold: Score above which a detection is returned.
+
+    Returns:
+      One dict per detection: `category_id`, `score`, and `bbox` as x, y, width, height in pixels.
+    """
+    known = np.isin(found.labels, [category.id for category in categories])
+    bboxes = coco_bbox(found.boxes)
+    return [
+        {
+            "category_id": int(found.labels[query]),
+            "score": float(found.scores[query]),
+            "bbox": bboxes[query].tolist(),
+        }
+        for query in np.argsort(-found.scores)
+        if found.scores[query] > threshold and known[query]
+    ]

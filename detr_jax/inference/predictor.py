@@ -1,61 +1,43 @@
 """Runs a trained model on single images: panoptic segmentations, boxes, or the raw outputs of all queries."""
 
+import dataclasses
+import functools
 import hashlib
 import json
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from detr_jax import __version__
-from detr_jax.config import default_config, parse_config, validate
+from detr_jax.config import default_config
 from detr_jax.data.categories import to_json
-from detr_jax.data.example import Category, coco_bbox
-from detr_jax.data.images import (
-    ImageLike,
-    ImageRules,
-    pad_images,
-    read_image,
-    resize_for_eval,
-    static_shape,
-)
+from detr_jax.data.example import Category, Size
+from detr_jax.data.images import ImageRules
+from detr_jax.data.inputs import AnyImage, ImageList, read_input
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
-from detr_jax.inference.detections import describe_dropped, detections
+from detr_jax.inference.image_runner import ImageRunner, checked_size, checked_threshold
+from detr_jax.inference.pretrained import load_pretrained
+from detr_jax.inference.raw_outputs import RawOutputs, raw_outputs
+from detr_jax.inference.read_ahead import ReadAhead, ReadImage
 from detr_jax.inference.segmenter import Segmenter
-from detr_jax.models.detr import Detr, Params, build_model
-from detr_jax.models.mask_head import MASK_STRIDE
-from detr_jax.ops.padding import ceil_div
+from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
-from detr_jax.weights import layouts, tensor_files
+from detr_jax.runtime.startup import enable_compilation_cache
 from detr_jax.weights.checksums import tree_checksums
-from detr_jax.weights.class_agreement import GivenCategories, categories_of
-from detr_jax.weights.initialize import load_model
-from detr_jax.weights.runs import stored_with
-
-
-class RawOutputs(NamedTuple):
-    """Outputs of all queries for one image.
-
-    Attributes:
-      pred_logits: Class scores before the softmax; the last class is "no object".
-      pred_boxes: cx, cy, w, h relative to the image.
-      pred_masks: Mask logits at a quarter of the size of the model's input, rounded up and without padding;
-        None without a mask head.
-    """
-
-    pred_logits: Float32[np.ndarray, "queries classes"]
-    pred_boxes: Float32[np.ndarray, "queries 4"]
-    pred_masks: Float32[np.ndarray, "queries quarter_height quarter_width"] | None
+from detr_jax.weights.class_agreement import GivenCategories
 
 
 class Predictor:
-    """Runs a trained model on images given as paths, PIL images or arrays.
+    """Runs a trained model on images.
+
+    An image is given as in `AnyImage`: a path, an address ("https://..."), the bytes of a file, a Pillow
+    image, or an array of NumPy or JAX, uint8: grey, RGB or RGBA. Arrays of floats in [0, 1] need
+    `unit_range=True`, since floats are common in [0, 255] and [-1, 1], too.
 
     Attributes:
       config: Config that image sizes and thresholds are taken from.
@@ -70,7 +52,10 @@ class Predictor:
         categories: tuple[Category, ...],
         config: ConfigDict | None = None,
     ):
-        """Copies the parameters to the first local device. Compiles nothing yet.
+        """Copies the parameters to the first local device. Compiles nothing yet, see `warmup`.
+
+        Programs are stored in the user's cache folder as soon as they are compiled, and loaded by later
+        processes, unless JAX's compilation cache is configured already.
 
         Args:
           model: Detector and mask head.
@@ -78,11 +63,13 @@ class Predictor:
           categories: Categories of the model's classes.
           config: Config with image sizes and thresholds; `default_config()` by default.
         """
+        enable_compilation_cache()
         self.config = config or default_config()
         self.categories, self.has_masks = categories, "mask_head" in params
         devices = jax.local_devices()[:1]
         replicated = parallel.replicate(params, devices)
         self._segmenter = Segmenter.from_config(self.config, model, replicated, categories, devices)
+        self._runner = ImageRunner(self._segmenter, self.config.data)
 
     @classmethod
     def from_pretrained(
@@ -120,40 +107,111 @@ class Predictor:
           UserError: A setting is out of range, `dilation` contradicts the stored config, or the categories
             cannot be used.
         """
-        stored = stored_with(source)
-        config = parse_config(stored["config"]) if stored else default_config()
-        chosen = {"threshold": threshold, "merge_stuff": merge_stuff, "duplicate_iou": duplicate_iou}
-        config.eval.update({name: value for name, value in chosen.items() if value is not None})
-        config.model.dtype = dtype or config.model.dtype
-        if stored:
-            if dilation not in (None, config.model.dilation):
-                raise UserError(f"{source} was trained with model.dilation={config.model.dilation}")
-            validate(config)
-            model, params = load_model(str(source), config.model)
-            return cls(model, params, categories_of(source, model.num_classes, categories), config)
-        config.model.dilation = "dc5" in Path(source).name.lower() if dilation is None else dilation
-        model, params = _load_published(source, config)
-        return cls(model, params, categories_of(source, model.num_classes, categories), config)
+        settings = {"threshold": threshold, "merge_stuff": merge_stuff, "duplicate_iou": duplicate_iou}
+        return cls(*load_pretrained(source, dilation, categories, settings, dtype))
 
-    def __call__(self, image: ImageLike) -> PanopticSegmentation:
-        """The panoptic segmentation of an image, at its original size.
+    @overload
+    def __call__(
+        self,
+        image: AnyImage,
+        *,
+        threshold: float | None = ...,
+        unit_range: bool = ...,
+        batch_size: int = ...,
+    ) -> PanopticSegmentation: ...
+
+    @overload
+    def __call__(
+        self,
+        image: ImageList,
+        *,
+        threshold: float | None = ...,
+        unit_range: bool = ...,
+        batch_size: int = ...,
+    ) -> list[PanopticSegmentation]: ...
+
+    def __call__(
+        self,
+        image: AnyImage | ImageList,
+        *,
+        threshold: float | None = None,
+        unit_range: bool = False,
+        batch_size: int = 8,
+    ) -> PanopticSegmentation | list[PanopticSegmentation]:
+        """The panoptic segmentation of an image, at its original size; of a list of images, a list.
 
         Queries whose class or mask logits are not finite become no segments, with a warning.
 
         Args:
-          image: Path, PIL image, or RGB array, uint8 (height, width, 3).
+          image: An image, or a list or tuple of images of any sizes.
+          threshold: Class probability above which a query becomes a segment, in [0, 1]; by default that of
+            the config. Another threshold compiles nothing.
+          unit_range: Whether arrays of floating point are read, whose values lie in [0, 1].
+          batch_size: Maximum number of images of a list that run together, those padded to the same static
+            shape. A program is compiled for each shape and for batches of 1, 2, 4, ... images.
 
         Raises:
           MissingFileError: There is no such file.
-          UserError: The image cannot be read, or the model has no mask head.
+          UserError: An image cannot be read, an argument is out of range, or the model has no mask head.
+        """
+        several = isinstance(image, list | tuple)
+        images: Any = image if several else [image]
+        results = list(self.stream(images, batch_size=batch_size, threshold=threshold, unit_range=unit_range))
+        return results if several else results[0]
+
+    def stream(
+        self,
+        images: Iterable[AnyImage],
+        *,
+        batch_size: int = 1,
+        threshold: float | None = None,
+        unit_range: bool = False,
+        return_errors: bool = False,
+    ) -> Iterator[PanopticSegmentation | Any]:  # Any: an exception, only if the caller asks for it
+        """Segmentations of any number of images, in their order, while the next ones are read in threads.
+
+        Args:
+          images: Images, taken from any iterable as they are needed: a few more than are yielded.
+          batch_size: Maximum number of images that run together, see `__call__`.
+          threshold: See `__call__`.
+          unit_range: See `__call__`.
+          return_errors: Whether an image that fails yields the exception, and the others go on. By default
+            it is raised, which ends the stream.
+
+        Raises:
+          UserError: An argument is out of range, or the model has no mask head; and while iterating, an image
+            cannot be read.
         """
         if not self.has_masks:
             raise UserError("this checkpoint has no mask head: use detect(), or load a panoptic checkpoint")
-        pixels = self._read(image)
-        canvas, size = self._prepare(pixels)
-        (segmentation,), _ = self._segmenter.segment(canvas, size, np.array([pixels.shape[:2]], np.int32))
-        _warn_of_dropped(segmentation.not_finite)
-        return segmentation.fetch()
+        rules = self._segmenter.rules
+        if threshold is not None:
+            rules = dataclasses.replace(rules, threshold=checked_threshold(threshold))
+        read = functools.partial(self._runner.read, unit_range=unit_range)
+        run = functools.partial(self._runner.segment, rules=rules)
+        return ReadAhead(read, run, batch_size, return_errors).results(images)
+
+    def warmup(self, sizes: Iterable[Size], batch_size: int = 1) -> None:
+        """Compiles the programs for images of given sizes, or loads them from disk, before the first image.
+
+        Sizes that are padded to the same static shape share a program.
+
+        Args:
+          sizes: Heights and widths of images, in pixels: `predictor.warmup([(480, 640), (640, 480)])`.
+          batch_size: Number of images that will run together.
+
+        Raises:
+          UserError: A size is not two positive integers, or exceeds the limit of pixels.
+        """
+        by_shape: dict[Size, ReadImage] = {}
+        for height, width in map(checked_size, sizes):
+            blank = self._runner.read(np.zeros((height, width, 3), np.uint8))
+            by_shape[blank.shape] = blank
+        for blank in by_shape.values():
+            if self.has_masks:
+                self._runner.segment([blank] * batch_size)
+            else:
+                self._runner.detect([blank] * batch_size, 1.0)
 
     def identity(self) -> str:
         """A checksum of all that a segmentation depends on beside the image: weights, settings, version."""
@@ -162,56 +220,72 @@ class Predictor:
         content = [__version__, settings, to_json(self.categories), weights]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def detect(self, image: ImageLike, threshold: float = 0.7) -> list[dict[str, Any]]:
+    @overload
+    def detect(
+        self, image: AnyImage, threshold: float = ..., *, unit_range: bool = ..., batch_size: int = ...
+    ) -> list[dict[str, Any]]: ...
+
+    @overload
+    def detect(
+        self, image: ImageList, threshold: float = ..., *, unit_range: bool = ..., batch_size: int = ...
+    ) -> list[list[dict[str, Any]]]: ...
+
+    def detect(
+        self,
+        image: AnyImage | ImageList,
+        threshold: float = 0.7,
+        *,
+        unit_range: bool = False,
+        batch_size: int = 8,
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Detects the things in an image, and the stuff if the model has stuff classes, as boxes.
 
         Queries whose class logits or box are not finite are dropped, with a warning.
 
         Args:
-          image: Path, PIL image, or RGB array, uint8 (height, width, 3).
-          threshold: Class probability above which a query is returned.
+          image: An image, or a list or tuple of images of any sizes.
+          threshold: Class probability above which a query is returned, in [0, 1].
+          unit_range: See `__call__`.
+          batch_size: See `__call__`.
 
         Returns:
           Detections in COCO's result format, highest score first: `category_id`, `score`, and `bbox` as x, y,
-          width, height in pixels.
+          width, height in pixels. Of a list of images, a list of these lists.
 
         Raises:
           MissingFileError: There is no such file.
-          UserError: The image cannot be read.
+          UserError: An image cannot be read, or an argument is out of range.
         """
-        pixels = self._read(image)
-        outputs, _ = self._segmenter.detect(*self._prepare(pixels))
-        height, width = pixels.shape[:2]
-        corners, scores, labels = detections(outputs.logits[0], outputs.boxes[0], (height, width))
-        _warn_of_dropped(outputs.logits.shape[1] - len(scores))
-        known = np.isin(labels, [category.id for category in self.categories])
-        bboxes = coco_bbox(corners)
-        return [
-            {
-                "category_id": int(labels[query]),
-                "score": float(scores[query]),
-                "bbox": bboxes[query].tolist(),
-            }
-            for query in np.argsort(-scores)
-            if scores[query] > threshold and known[query]
-        ]
+        several = isinstance(image, list | tuple)
+        read = functools.partial(self._runner.read, unit_range=unit_range)
+        run = functools.partial(self._runner.detect, threshold=checked_threshold(threshold))
+        ahead: ReadAhead[Any, Any] = ReadAhead(read, run, batch_size)
+        results: list[Any] = list(ahead.results(image if isinstance(image, list | tuple) else [image]))
+        return results if several else results[0]
 
-    def raw(self, image: ImageLike, resize: bool = True, pad_to: tuple[int, int] | None = None) -> RawOutputs:
+    def raw(
+        self, image: AnyImage, resize: bool = True, pad_to: Size | None = None, unit_range: bool = False
+    ) -> RawOutputs:
         """Class logits, boxes and mask logits of all queries for one image; see `raw_batch`."""
-        return self.raw_batch([image], resize, pad_to)[0]
+        return self.raw_batch([image], resize, pad_to, unit_range)[0]
 
     def raw_batch(
-        self, images: Sequence[ImageLike], resize: bool = True, pad_to: tuple[int, int] | None = None
+        self,
+        images: Sequence[AnyImage],
+        resize: bool = True,
+        pad_to: Size | None = None,
+        unit_range: bool = False,
     ) -> list[RawOutputs]:
         """Class logits, boxes and mask logits of all queries, for images run as one batch.
 
         Args:
-          images: Paths, PIL images, or RGB arrays, of any sizes.
+          images: Images of any sizes.
           resize: Whether to resize the images to the evaluation size of the config.
           pad_to: Height and width of the batch, in pixels, which do not affect the results. By default the
             largest height and width of the images, rounded up to multiples of 64 pixels; if they are resized,
             a static shape that holds both. Programs are compiled for each batch size, height and width, and
             kept until the process ends, so many sizes should be padded to few.
+          unit_range: Whether arrays of floating point are read, whose values lie in [0, 1].
 
         Returns:
           Outputs of each image, in order.
@@ -220,55 +294,7 @@ class Predictor:
           MissingFileError: There is no such file.
           UserError: An image cannot be read, or is larger than `pad_to`.
         """
-        pixels = [self._read(image) for image in images]
-        if resize:
-            pixels = [resize_for_eval(image, self.config.data) for image in pixels]
-        height, width = np.max([image.shape[:2] for image in pixels], axis=0).tolist()
-        if pad_to is None:
-            pad_to = self._static_shape((height, width)) if resize else static_shape((height, width), ())
-        if pad_to[0] < height or pad_to[1] < width:
-            raise UserError(f"images of up to {height}x{width} do not fit pad_to={pad_to}")
-        canvas, size = pad_images(pixels, pad_to)
-        outputs, features = self._segmenter.detect(canvas, size)
-        masks: list[Any] = [None] * len(pixels)
-        if self.has_masks:
-            masks = self._masks_of_all_queries(features, size, outputs.logits.shape[1])
-        return [RawOutputs(*image) for image in zip(outputs.logits, outputs.boxes, masks, strict=True)]
-
-    def _masks_of_all_queries(self, features: Any, size: np.ndarray, count: int) -> list[np.ndarray]:
-        """Mask logits of every query, cropped to the valid size of each image."""
-        queries = [np.arange(count)] * len(size)
-        (mask_logits,) = self._segmenter.predict_masks(features, size, queries)
-        padded = np.asarray(mask_logits)[: len(size) * count]
-        padded = padded.reshape(len(size), count, *padded.shape[1:])
-        valid = ceil_div(size, MASK_STRIDE).tolist()
-        return [masks[:, :rows, :columns] for masks, (rows, columns) in zip(padded, valid, strict=True)]
-
-    def _read(self, image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
-        return read_image(image, ImageRules.from_config(self.config.data))
-
-    def _prepare(
-        self, pixels: UInt8[np.ndarray, "height width 3"]
-    ) -> tuple[UInt8[np.ndarray, "1 _ _ 3"], np.ndarray]:
-        """A batch of one image, resized and padded to a static shape, and its valid size."""
-        resized = resize_for_eval(pixels, self.config.data)
-        height, width = resized.shape[:2]
-        return pad_images([resized], self._static_shape((height, width)))
-
-    def _static_shape(self, size: tuple[int, int]) -> tuple[int, int]:
-        return static_shape(size, self.config.data.eval_shapes)
-
-
-def _load_published(source: str | Path, config: ConfigDict) -> tuple[Detr, Params]:
-    """The model of a checkpoint without a stored config; `config.model` gets what its tensors determine."""
-    state = tensor_files.read_state_dict(source)
-    config.model.masks = layouts.is_panoptic(state)
-    config.model.update(layouts.model_options_of(state))
-    validate(config)
-    model = build_model(config.model)
-    return model, layouts.from_state_dict(state, model, str(source))
-
-
-def _warn_of_dropped(count: int) -> None:
-    if count:
-        warnings.warn(describe_dropped(count), RuntimeWarning, stacklevel=3)
+        rules = ImageRules.from_config(self.config.data)
+        pixels = [read_input(image, rules, unit_range) for image in images]
+        data = self.config.data if resize else None
+        return raw_outputs(self._segmenter, pixels, data, pad_to, self.has_masks)

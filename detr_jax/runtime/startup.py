@@ -16,12 +16,15 @@ from detr_jax.errors import UserError
 def enable_compilation_cache() -> None:
     """Stores compiled programs in the user's cache folder, so that later runs load instead of compile them.
 
-    Does nothing if the environment variable JAX_COMPILATION_CACHE_DIR is set, which JAX itself reads.
+    Does nothing if JAX's cache is configured already: by the environment variable JAX_COMPILATION_CACHE_DIR,
+    which JAX itself reads, or by `jax.config`.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     import jax
 
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     # One folder per machine: XLA only warns before it runs a program that was compiled for another CPU.
     jax.config.update("jax_compilation_cache_dir", str(cache / "detr_jax" / platform.node()))

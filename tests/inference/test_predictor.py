@@ -1,5 +1,9 @@
+import contextlib
 import gc
 import json
+import os
+import subprocess
+import sys
 import weakref
 
 import jax
@@ -15,6 +19,23 @@ from detr_jax.data.example import Category
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.weights import layouts, tensor_files
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that gets the seconds of each compilation."""
+    compiled = []
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+
 
 TOLERANCES = {50: (6e-3, 6e-5, 3e-3), 101: (3e-2, 3e-4, 1.5e-2)}
 
@@ -120,6 +141,67 @@ def test_accepts_paths_pil_images_and_arrays(tiny_predictor, pictures, tmp_path)
         tiny_predictor(tmp_path / "missing.png")
 
 
+def small_predictor(model, params):
+    """A predictor for which every query becomes a segment, and whose images have one of two shapes."""
+    config = tiny_config()
+    config.eval.threshold = 0.0
+    config.data.update({"eval_scale": 64, "eval_shapes": ((64, 96), (96, 64))})
+    return Predictor(model, jax.device_get(params), coco_panoptic(), config)
+
+
+def test_a_list_runs_in_batches_and_returns_a_list_in_order(tiny_model, tiny_params):
+    predictor = small_predictor(tiny_model, tiny_params)
+    sizes = [(50, 70), (70, 50), (40, 60), (50, 70), (64, 64)]
+    images = [make.image(*size, seed) for seed, size in enumerate(sizes)]
+    results = predictor(images, batch_size=2)
+    assert [result.segment_map.shape for result in results] == sizes
+    for image, result in zip(images, results, strict=True):
+        alone = predictor(image)
+        assert np.mean(alone.segment_map != result.segment_map) < 0.01  # rounding may decide a pixel
+        assert len(alone.segments_info) == len(result.segments_info)
+    boxes = predictor.detect(tuple(images[:2]), 0.0)
+    assert [len(found) for found in boxes] == [len(predictor.detect(image, 0.0)) for image in images[:2]]
+    assert predictor([]) == []
+
+
+def test_streams_any_iterable_and_reports_the_images_that_fail(tiny_model, tiny_params, tmp_path):
+    predictor = small_predictor(tiny_model, tiny_params)
+    image = make.image(50, 70, 1)
+    results = predictor.stream(
+        (item for item in (image, tmp_path / "missing.png", image)), return_errors=True
+    )
+    first, error, last = results
+    assert isinstance(error, MissingFileError)
+    np.testing.assert_array_equal(first.segment_map, last.segment_map)
+    with pytest.raises(MissingFileError, match=r"missing\.png"):
+        list(predictor.stream([image, tmp_path / "missing.png"]))
+
+
+def test_the_threshold_of_a_call_compiles_nothing_and_leaves_the_next_call_alone(tiny_model, tiny_params):
+    predictor = small_predictor(tiny_model, tiny_params)
+    image = make.image(50, 70, 1)
+    assert predictor(image).segments_info
+    with compilations() as compiled:
+        assert not predictor(image, threshold=1.0).segments_info
+        assert predictor(image).segments_info
+    assert not compiled
+    assert not predictor.detect(image, threshold=1.0)
+    for call in (predictor, predictor.stream, predictor.detect):
+        with pytest.raises(UserError, match=r"threshold=85\.0 must be a probability, from 0 to 1"):
+            call([image], threshold=85.0)
+
+
+def test_after_a_warmup_the_first_image_of_a_size_compiles_nothing(tiny_model, tiny_params):
+    predictor = small_predictor(tiny_model, tiny_params)
+    predictor.warmup([(50, 70), (40, 60)])
+    with compilations() as compiled:
+        predictor(make.image(50, 70, 1))
+        predictor(make.image(40, 60, 2))
+    assert not compiled
+    with pytest.raises(UserError, match=r"\(0, 4\) is not the height and width of an image"):
+        predictor.warmup([(0, 4)])
+
+
 def test_returns_a_map_at_the_original_size(tiny_model, tiny_params):
     config = tiny_config()
     config.eval.threshold = 0.0
@@ -195,15 +277,25 @@ def test_classes_that_are_not_known_are_numbered_or_given(tiny_params, tmp_path)
 
 def test_images_of_similar_sizes_share_programs(tiny_predictor, pictures):
     tiny_predictor.raw(pictures[0], resize=False)
-    compiled = []
-
-    def count(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
+    with compilations() as compiled:
         tiny_predictor.raw(pictures[0, :39, :47], resize=False)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
     assert not compiled
+
+
+PREDICTS = """
+import jax
+jax.jit(lambda x: x + 1.0)(jax.numpy.ones(3))  # something was compiled before
+from detr_jax import Predictor
+Predictor.from_pretrained("shapes-panoptic").warmup([(96, 96)])
+"""
+
+
+@pytest.mark.parametrize("variables", [{}, {"JAX_COMPILATION_CACHE_DIR": "chosen"}])
+def test_compiled_programs_are_kept_on_disk(tmp_path, variables):
+    inherited = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+    variables = {name: str(tmp_path / value) for name, value in variables.items()}
+    env = inherited | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | variables
+    subprocess.run([sys.executable, "-c", PREDICTS], env=env, check=True)
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == ("chosen" if variables else "cache")
+    assert list(folder.rglob("*-cache"))

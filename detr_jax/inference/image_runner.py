@@ -1,0 +1,92 @@
+"""Reads images that users give, and runs a model on those of one static shape."""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from detr_jax.data.example import Size
+from detr_jax.data.images import ImageRules, pad_images, resize_for_eval, static_shape
+from detr_jax.data.inputs import AnyImage, read_input
+from detr_jax.data.panoptic import PanopticSegmentation
+from detr_jax.errors import UserError
+from detr_jax.inference.detections import coco_results, describe_dropped, detections
+from detr_jax.inference.fusion import FusionRules
+from detr_jax.inference.read_ahead import ReadImage
+from detr_jax.inference.segmenter import Segmenter
+
+
+class ImageRunner:
+    """Runs a segmenter on images, resized as in evaluation."""
+
+    def __init__(self, segmenter: Segmenter, data: ConfigDict):
+        """Compiles nothing yet.
+
+        Args:
+          segmenter: The model, on a single device.
+          data: Section `data` of the config: image sizes and how images are read.
+        """
+        self._segmenter, self._data = segmenter, data
+
+    def read(self, image: AnyImage, unit_range: bool = False) -> ReadImage:
+        """An image as the model takes it. Threads may call this. Raises as `read_input` does."""
+        pixels = read_input(image, ImageRules.from_config(self._data), unit_range)
+        resized = resize_for_eval(pixels, self._data)
+        shape = static_shape((resized.shape[0], resized.shape[1]), self._data.eval_shapes)
+        return ReadImage(resized, shape, (pixels.shape[0], pixels.shape[1]))
+
+    def segment(
+        self, images: Sequence[ReadImage], rules: FusionRules | None = None
+    ) -> list[PanopticSegmentation]:
+        """Segmentations at the original sizes.
+
+        Args:
+          images: Images of one static shape, run as one batch.
+          rules: Thresholds of the fusion; by default those of the segmenter.
+        """
+        canvas, size = pad_images([image.pixels for image in images], images[0].shape)
+        orig_size = np.array([image.orig_size for image in images], np.int32)
+        segmenter = copy.copy(self._segmenter)
+        segmenter.rules = rules or segmenter.rules
+        found, _ = segmenter.segment(canvas, size, orig_size)
+        _warn_of_dropped([one.not_finite for one in found])
+        return [one.fetch() for one in found]
+
+    def detect(self, images: Sequence[ReadImage], threshold: float) -> list[list[dict[str, Any]]]:
+        """Detections in COCO's result format, see `coco_results`.
+
+        Args:
+          images: Images of one static shape, run as one batch.
+          threshold: Class probability above which a query is returned.
+        """
+        canvas, size = pad_images([image.pixels for image in images], images[0].shape)
+        outputs, _ = self._segmenter.detect(canvas, size)
+        found = [
+            detections(logits, boxes, image.orig_size)
+            for logits, boxes, image in zip(outputs.logits, outputs.boxes, images, strict=True)
+        ]
+        _warn_of_dropped([outputs.logits.shape[1] - len(one.scores) for one in found])
+        return [coco_results(one, self._segmenter.categories, threshold) for one in found]
+
+
+def checked_threshold(threshold: float) -> float:
+    """The threshold; a `UserError` if it is no probability."""
+    if not 0 <= threshold <= 1:
+        raise UserError(f"threshold={threshold} must be a probability, from 0 to 1")
+    return threshold
+
+
+def checked_size(size: Size) -> Size:
+    """The height and width of an image; a `UserError` if they are none."""
+    if not isinstance(size, tuple | list) or len(size) != 2 or min(size) < 1:
+        raise UserError(f"{size} is not the height and width of an image: give a list of them, in pixels")
+    return size[0], size[1]
+
+
+def _warn_of_dropped(counts: Sequence[int]) -> None:
+    if any(counts):
+        message = describe_dropped(sum(counts), sum(count > 0 for count in counts))
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
