@@ -18,6 +18,8 @@ StateDict = dict[str, np.ndarray]
 # Published names of a backbone's tensors, in any layout.
 _BACKBONE = re.compile(r"(detr\.)?(backbone\.0\.body|model\.backbone)\.")
 
+_TORCHVISION = "layer1.0.conv1.weight"  # a tensor of torchvision's ResNets
+
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _RANKS = (1, 2, 4)
 
@@ -76,7 +78,7 @@ def backbone_from_state_dict(state: StateDict, model: Detr, file: str = "the che
       WeightsError: A tensor is missing, has the wrong shape, or is not part of the backbone.
     """
     layout, panoptic = "original", False
-    if "layer1.0.conv1.weight" in state:  # torchvision
+    if _TORCHVISION in state:
         state = {f"backbone.0.body.{name}": x for name, x in state.items() if not name.startswith("fc.")}
     else:
         layout, panoptic = layout_of(state), is_panoptic(state)
@@ -174,6 +176,10 @@ def layout_of(state: StateDict) -> str:
     if "model.query_position_embeddings.weight" in names:
         embedder = "model.backbone.conv_encoder.model.embedder.embedder.convolution.weight"
         return "transformers" if embedder in names else "timm"
+    if _TORCHVISION in names:
+        raise WeightsError(
+            "a ResNet, not a DETR checkpoint: give it as init_backbone_from, to start a training"
+        )
     raise WeightsError(
         "not a DETR checkpoint: expected a tensor query_embed.weight (facebookresearch/detr) or "
         f"model.query_position_embeddings.weight (Hugging Face), found {sorted(state)[:3]}"

@@ -13,6 +13,7 @@ from detr_jax.weights.shards import INDEX, checkpoint_in, read_index
 from detr_jax.weights.stored_settings import check_metadata
 from detr_jax.weights.torch_files import read_torch_state
 from detr_jax.weights.torch_values import UnreadableError
+from detr_jax.weights.wrappings import unwrapped
 
 
 def locate(name: str | Path) -> Path:
@@ -53,7 +54,9 @@ def locate(name: str | Path) -> Path:
 
 
 def read_state_dict(path: str | Path) -> StateDict:
-    """Reads the tensors of a checkpoint. Batch counters (`num_batches_tracked`) are dropped.
+    """Reads the tensors of a checkpoint, by the model's own names, see `wrappings.unwrapped`.
+
+    Batch counters (`num_batches_tracked`) are dropped.
 
     Args:
       path: Checkpoint, see `locate`: `.safetensors`, or PyTorch's `.pth`, which is read without PyTorch.
@@ -66,7 +69,8 @@ def read_state_dict(path: str | Path) -> StateDict:
     state: StateDict = {}
     for part in _read_index(file) if file.name.endswith(INDEX) else [file]:
         state |= _read_safetensors(part) if part.suffix == ".safetensors" else _read_torch(part)
-    return {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
+    counted = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
+    return unwrapped(counted)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

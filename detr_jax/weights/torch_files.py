@@ -14,6 +14,7 @@ import numpy as np
 
 from detr_jax.weights.torch_pickle import read_pickle
 from detr_jax.weights.torch_values import Tensor, UnreadableError
+from detr_jax.weights.wrappings import state_dict_of
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _STREAM_MAGIC, _STREAM_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -46,8 +47,8 @@ def read_torch_state(file: BufferedIOBase) -> dict[str, np.ndarray]:
     """Reads the state dict in a `.pth` file.
 
     Args:
-      file: The file, open for reading. It holds a state dict, or a dict with a state dict as its "model", as
-        facebookresearch/detr saves it, or as its "state_dict".
+      file: The file, open for reading. It holds a state dict, or a dict that has one, see
+        `wrappings.state_dict_of`.
 
     Returns:
       Tensors by name, bfloat16 as float32.
@@ -57,7 +58,7 @@ def read_torch_state(file: BufferedIOBase) -> dict[str, np.ndarray]:
     """
     file.seek(0)
     content, places = _read_zip(file) if file.read(4) == _ZIP_MAGIC else _read_stream(file)
-    state = _state_dict_of(content)
+    state = state_dict_of(content)
     length = file.seek(0, 2)
     arrays, total = {}, 0
     for name, tensor in state.items():
@@ -67,22 +68,6 @@ def read_torch_state(file: BufferedIOBase) -> dict[str, np.ndarray]:
             raise UnreadableError("its tensors share their numbers too often: they are larger than the file")
         arrays[name] = _read_tensor(file, tensor, places, name)
     return arrays
-
-
-def _state_dict_of(content: Any) -> dict[str, Tensor]:
-    for key in ("model", "state_dict"):
-        if isinstance(content, Mapping) and key in content:
-            content = content[key]
-            break
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(name, str) and isinstance(x, Tensor) for name, x in content.items())
-    ):
-        raise UnreadableError("it does not hold a state dict of tensors")
-    if all(name.startswith("module.") for name in content):  # saved from DistributedDataParallel
-        return {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    return dict(content)
 
 
 def _read_zip(file: BufferedIOBase) -> tuple[Any, dict[str, _Place]]:
