@@ -38,10 +38,18 @@ def check(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Writes the newest checkpoint of a run as one file."""
-    from detr_jax.weights.export import export
+    """Writes a model as one file: its weights, or a program that runs without this package."""
+    from detr_jax.inference.exported import export
 
-    export(options.workdir, options.file, options.dtype)
+    export(
+        options.model,
+        options.file,
+        dtype=options.dtype,
+        layout=options.layout,
+        shape=options.shape,
+        dilation=options.dilation or None,
+        categories=options.categories,
+    )
     print(f"wrote {options.file}")
 
 
@@ -105,11 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         help="data.max_pixels of the training (default: %(default)s)",
     )
 
-    add = commands.add_parser("export", help="export a run as one file", description=export.__doc__)
-    add.set_defaults(run=export)
-    add.add_argument("workdir", help="folder of the run")
-    add.add_argument("file", help=".safetensors, or .pth, which holds the tensors alone")
-    add.add_argument("--dtype", default="float32", choices=["float32", "float16"], help="default: float32")
+    add = commands.add_parser("export", help="export a model as one file", description=export.__doc__)
+    _add_export_options(add)
 
     add = commands.add_parser("shapes", help="write generated pictures", description=shapes.__doc__)
     add.set_defaults(run=shapes)
@@ -153,6 +158,40 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dilation", action="store_true", help="for published DC5 models")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the computation")
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=export)
+    parser.add_argument(
+        "model", help="folder of a run, checkpoint file, or name of a model, like --weights of predict"
+    )
+    parser.add_argument(
+        "file",
+        help=".safetensors: weights with config and categories; .pth: weights alone, for PyTorch; "
+        ".stablehlo: program from images to panoptic maps",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "float16"],
+        help="dtype of the weights; default: float32",
+    )
+    parser.add_argument(
+        "--layout",
+        default="original",
+        choices=["original", "transformers", "timm"],
+        help="names of the weights: those of facebookresearch/detr (default), or those on the Hugging Face "
+        "hub with the backbone of transformers or of timm",
+    )
+    parser.add_argument(
+        "--shape",
+        nargs=2,
+        type=_positive,
+        metavar=("HEIGHT", "WIDTH"),
+        help="size in pixels of the images that a program takes; default: the model's first evaluation shape",
+    )
+    parser.add_argument("--categories", metavar="FILE", help="JSON file that names the classes")
+    parser.add_argument("--dilation", action="store_true", help="for published DC5 models")
 
 
 def _positive(text: str) -> int:

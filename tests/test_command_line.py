@@ -99,12 +99,11 @@ def test_predict_writes_segmentations(pictures, tmp_path, capsys):
         assert all(segment["score"] > 0.4 for segment in annotation["segments_info"])
 
 
-def test_export_writes_the_file_it_reports(tmp_path, monkeypatch, capsys):
-    calls = []
-    monkeypatch.setattr("detr_jax.weights.export.export", lambda *arguments: calls.append(arguments))
-    main(["export", "runs/shapes", "shapes.safetensors", "--dtype=float16"])
-    assert calls == [("runs/shapes", "shapes.safetensors", "float16")]
-    assert capsys.readouterr().out == "wrote shapes.safetensors\n"
+def test_export_writes_the_file_it_reports(tmp_path, capsys):
+    file = tmp_path / "new" / "shapes.safetensors"
+    main(["export", "shapes-panoptic", str(file), "--dtype=float16"])
+    assert file.is_file()
+    assert capsys.readouterr().out == f"wrote {file}\n"
 
 
 def test_tfds_prepares_the_dataset_it_reports(monkeypatch, capsys):
@@ -119,7 +118,8 @@ def test_tfds_prepares_the_dataset_it_reports(monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["predict", "nowhere", "--weights=shapes-panoptic", "--output=out"], "nowhere"),
-        (["export", "nowhere", "file.safetensors"], "no checkpoint in"),
+        (["export", "nowhere", "file.safetensors"], "nowhere"),
+        (["export", "shapes-panoptic", "file.bin"], ".safetensors, .pth, .stablehlo"),
         (["shapes", "{tmp}", "--count=1", "--split=holdout"], "no split 'holdout'"),
     ],
 )

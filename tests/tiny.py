@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import make
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ from detr_jax.data import batches
 from detr_jax.data.batches import Batch
 from detr_jax.data.example import Example
 from detr_jax.data.transforms import TrainTransform
-from detr_jax.models.detr import Detr, build_model
+from detr_jax.models.detr import Detr, build_model, param_shapes
 from detr_jax.weights.layouts import model_options_of
 
 TINY = {
@@ -31,6 +32,13 @@ TINY = {
 def tiny_model(**options) -> Detr:
     """The model with the options of `TINY`, some of them changed."""
     return build_model(tiny_config(**options).model)
+
+
+def random_params(model, masks=True):
+    """Parameters of a model, random without any scheme, so that nothing is compiled."""
+    rng = np.random.default_rng(0)
+    shapes = param_shapes(model, masks)
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
 def published_model(state_dict, **options) -> Detr:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from detr_jax.errors import UserError
+
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: readers see the old content or all of the new.
@@ -14,3 +16,31 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes a file that a user asked for, atomically, with the permissions that the umask gives.
+
+    Missing folders are made. A symbolic link stays one: the file that it points to is replaced.
+
+    Args:
+      path: File to write; replaced if it exists.
+      content: New content.
+
+    Raises:
+      UserError: The file cannot be written there.
+    """
+    target = Path(os.path.realpath(path))
+    # Processes that write the same file at the same time do not share the incomplete one.
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    if target.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

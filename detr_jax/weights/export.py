@@ -1,30 +1,74 @@
-"""Exports a run as a single checkpoint file."""
+"""Turns a model into the content of a single checkpoint file."""
 
+import io
 import json
-from pathlib import Path
+from collections.abc import Sequence
 
-from detr_jax.errors import MissingFileError
-from detr_jax.weights.layouts import to_state_dict
-from detr_jax.weights.runs import load_params, stored_with
-from detr_jax.weights.tensor_files import write_state_dict
+import numpy as np
+from ml_collections import ConfigDict
+
+from detr_jax.data.categories import to_json
+from detr_jax.data.example import Category
+from detr_jax.errors import UserError
+from detr_jax.models.detr import Params
+from detr_jax.weights.layouts import StateDict, to_state_dict
+from detr_jax.weights.tensor_files import import_torch
 
 
-def export(workdir: str | Path, file: str | Path, dtype: str = "float32") -> None:
-    """Writes the newest checkpoint of a run in the original layout.
+def safetensors_file(
+    params: Params, config: ConfigDict, categories: Sequence[Category], dtype: str, layout: str
+) -> bytes:
+    """The content of a `.safetensors` file, with the config and the categories beside the tensors.
 
     Args:
-      workdir: Directory of the run.
-      file: Path of the file: `.safetensors`, which also stores the config and the categories, or `.pth`,
-        which holds the tensors alone.
-      dtype: Dtype of the tensors in the file: "float32", or "float16" for half the size.
+      params: Parameters of the model, with or without the mask head.
+      config: Whole config, see `default_config`.
+      categories: Categories of the model's classes.
+      dtype: Dtype of the tensors: "float32", or "float16" for half the size.
+      layout: Names of the tensors, a key of `published_names.LAYOUTS`.
 
     Raises:
-      MissingFileError: The run has no checkpoint, config or categories.
-      MissingPackageError: `file` is a `.pth` file, and PyTorch is not installed.
+      UserError: The layout has no name for a parameter, or a parameter is too large for the dtype.
     """
-    state = {name: array.astype(dtype) for name, array in to_state_dict(load_params(workdir)).items()}
-    stored = stored_with(workdir)
-    if not stored:
-        raise MissingFileError(f"{workdir} lacks config.json or categories.json, which training writes there")
-    metadata = {name: json.dumps(json.loads(text)) for name, text in stored.items()}
-    write_state_dict(state, file, metadata | {"format": "pt"})
+    from safetensors.numpy import save
+
+    metadata = {
+        "config": json.dumps(json.loads(config.to_json())),
+        "categories": json.dumps(to_json(categories)),
+        "format": "pt",  # which transformers requires
+    }
+    return save(_state_dict(params, dtype, layout), metadata)
+
+
+def torch_file(params: Params, dtype: str, layout: str) -> bytes:
+    """The content of a `.pth` file as facebookresearch/detr loads it: the tensors alone, under "model".
+
+    Args:
+      params: Parameters of the model, with or without the mask head.
+      dtype: Dtype of the tensors: "float32", or "float16" for half the size.
+      layout: Names of the tensors, a key of `published_names.LAYOUTS`.
+
+    Raises:
+      MissingPackageError: PyTorch is not installed.
+      UserError: The layout has no name for a parameter, or a parameter is too large for the dtype.
+    """
+    torch = import_torch("writing a .pth file")
+    state = _state_dict(params, dtype, layout)
+    content = io.BytesIO()
+    torch.save({"model": {name: torch.from_numpy(array.copy()) for name, array in state.items()}}, content)
+    return content.getvalue()
+
+
+def _state_dict(params: Params, dtype: str, layout: str) -> StateDict:
+    state = to_state_dict(params, layout)
+    if unnamed := [name for name in state if "/" in name]:
+        raise UserError(
+            f"the layout {layout!r} has no name for {unnamed[0]}, as no published model has such a part: "
+            "export with the layout 'original'"
+        )
+    with np.errstate(over="ignore"):
+        converted = {name: array.astype(dtype) for name, array in state.items()}
+    for name, array in converted.items():
+        if not np.isfinite(array).all():
+            raise UserError(f"{name} has values beyond the range of {dtype}: export with dtype float32")
+    return converted

@@ -1,67 +1,61 @@
-import json
-import shutil
-
+import jax
 import numpy as np
 import pytest
-from tiny import TINY
+import tiny
 
-from detr_jax import Predictor
 from detr_jax.config import default_config
-from detr_jax.data.categories import to_json
-from detr_jax.data.pipeline import train_data
-from detr_jax.data.shapes import Shapes, shapes_categories
-from detr_jax.errors import MissingFileError
-from detr_jax.training.checkpoints import Checkpoints
-from detr_jax.training.optim import make_optimizer
-from detr_jax.training.step import TrainStep
+from detr_jax.data.shapes import shapes_categories
+from detr_jax.errors import UserError
 from detr_jax.weights import layouts, tensor_files
-from detr_jax.weights.export import export
-from detr_jax.weights.runs import load_params
+from detr_jax.weights.export import safetensors_file, torch_file
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, tiny_model, tiny_params):
-    """The directory of a run, saved before its first step."""
-    workdir = tmp_path_factory.mktemp("run")
-    config = default_config()
-    config.eval.threshold = 0.25
-    config.model.update({key: getattr(tiny_model, key) for key in TINY})
-    small = {"train_shapes": ((64, 64),), "train_scales": (64,), "eval_shapes": ((64, 64),), "eval_scale": 64}
-    config.data.update(small | {"crop_probability": 0.0})
-    (workdir / "config.json").write_text(config.to_json())
-    (workdir / "categories.json").write_text(json.dumps(to_json(shapes_categories())))
-    checkpoints = Checkpoints(workdir, keep=1)
-    state = TrainStep(tiny_model, config, make_optimizer(config.optim, 1)).init(tiny_params)
-    checkpoints.save(state, train_data(Shapes("train", 16, 64), config))
-    checkpoints.wait()
-    return workdir
+def params(tiny_model):
+    return tiny.random_params(tiny_model)
 
 
-def test_an_exported_run_predicts_like_the_run(run, pictures, tmp_path):
-    file = tmp_path / "run.safetensors"
-    export(run, file)
-    ours, theirs = Predictor.from_pretrained(run), Predictor.from_pretrained(file)
-    assert theirs.categories == ours.categories == shapes_categories()
-    assert theirs.config.data.eval_scale == 64
-    for a, b in zip(ours.raw(pictures[0]), theirs.raw(pictures[0]), strict=True):
-        np.testing.assert_array_equal(a, b)
+def read(folder, content, suffix=".safetensors"):
+    file = folder / f"file{suffix}"
+    file.write_bytes(content)
+    return tensor_files.read_state_dict(file)
 
 
-def test_exports_half_precision(run, tmp_path):
-    file = tmp_path / "half.safetensors"
-    export(run, file, "float16")
-    whole = layouts.to_state_dict(load_params(run))
-    half = tensor_files.read_state_dict(file)
+def test_a_torch_file_is_what_the_original_loads(params, tmp_path):
+    torch = pytest.importorskip("torch")
+    file = tmp_path / "file.pth"
+    file.write_bytes(torch_file(params, "float32", "original"))
+    loaded = torch.load(file, weights_only=True)
+    assert loaded.keys() == {"model"}
+    state = layouts.to_state_dict(params)
+    assert loaded["model"].keys() == state.keys()
+    assert all(np.array_equal(loaded["model"][name].numpy(), array) for name, array in state.items())
+
+
+def test_writes_half_precision(params, tmp_path):
+    content = safetensors_file(params, default_config(), shapes_categories(), "float16", "original")
+    half = read(tmp_path, content)
+    whole = layouts.to_state_dict(params)
     assert all(half[name].dtype == np.float16 for name in whole)
     assert all(np.array_equal(half[name], array.astype(np.float16)) for name, array in whole.items())
 
 
-def test_rejects_a_run_without_checkpoint(tmp_path):
-    with pytest.raises(MissingFileError, match="no checkpoint in"):
-        export(tmp_path, tmp_path / "run.safetensors")
+def test_rejects_weights_beyond_half_precision(params):
+    large = jax.tree.map(np.copy, params)
+    large["class_head"]["bias"][0] = 1e5
+    with pytest.raises(UserError, match="class_embed.bias has values beyond the range of float16"):
+        safetensors_file(large, default_config(), shapes_categories(), "float16", "original")
 
 
-def test_rejects_a_run_without_categories(run, tmp_path):
-    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
-    with pytest.raises(MissingFileError, match="lacks config.json or categories.json"):
-        export(tmp_path, tmp_path / "run.safetensors")
+@pytest.mark.parametrize("layout", ["original", "transformers", "timm"])
+def test_each_layout_can_be_read_back(layout, tmp_path):
+    model = tiny.tiny_model(norm="frozen_batch")
+    params = tiny.random_params(model)
+    state = read(tmp_path, safetensors_file(params, default_config(), shapes_categories(), "float32", layout))
+    assert layouts.layout_of(state) == layout
+    jax.tree.map(np.testing.assert_array_equal, layouts.from_state_dict(state, model), params)
+
+
+def test_names_a_part_that_a_layout_cannot_hold(params):  # its norms are of groups
+    with pytest.raises(UserError, match="the layout 'transformers' has no name for .*group_norm"):
+        safetensors_file(params, default_config(), shapes_categories(), "float32", "transformers")

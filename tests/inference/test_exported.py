@@ -1,0 +1,132 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from tiny import TINY
+
+from detr_jax import Predictor
+from detr_jax.config import default_config
+from detr_jax.data.categories import to_json
+from detr_jax.data.pipeline import train_data
+from detr_jax.data.shapes import Shapes, shapes_categories
+from detr_jax.errors import UserError
+from detr_jax.inference.exported import export
+from detr_jax.training.checkpoints import Checkpoints
+from detr_jax.training.optim import make_optimizer
+from detr_jax.training.step import TrainStep
+from detr_jax.weights import layouts, tensor_files
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_model, tiny_params):
+    """The directory of a run, saved before its first step."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = default_config()
+    config.eval.threshold = 0.25
+    config.model.update({key: getattr(tiny_model, key) for key in TINY})
+    small = {"train_shapes": ((64, 64),), "train_scales": (64,), "eval_shapes": ((64, 64),), "eval_scale": 64}
+    config.data.update(small | {"crop_probability": 0.0})
+    (workdir / "config.json").write_text(config.to_json())
+    (workdir / "categories.json").write_text(json.dumps(to_json(shapes_categories())))
+    checkpoints = Checkpoints(workdir, keep=1)
+    state = TrainStep(tiny_model, config, make_optimizer(config.optim, 1)).init(tiny_params)
+    checkpoints.save(state, train_data(Shapes("train", 16, 64), config))
+    checkpoints.wait()
+    return workdir
+
+
+def test_an_exported_run_predicts_like_the_run(run, pictures, tmp_path):
+    file = tmp_path / "run.safetensors"
+    export(run, file)
+    ours, theirs = Predictor.from_pretrained(run), Predictor.from_pretrained(file)
+    assert theirs.categories == ours.categories == shapes_categories()
+    assert theirs.config.data.eval_scale == 64
+    for a, b in zip(ours.raw(pictures[0]), theirs.raw(pictures[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_exported_file_can_be_exported(run, tmp_path):
+    export(run, tmp_path / "run.safetensors")
+    export(tmp_path / "run.safetensors", tmp_path / "again.safetensors")
+    first, second = ((tmp_path / name).read_bytes() for name in ("run.safetensors", "again.safetensors"))
+    assert first == second
+
+
+def test_a_published_model_becomes_a_file_with_its_settings(tmp_path):
+    model = tiny.tiny_model(norm="frozen_batch", num_classes=250)
+    params = tiny.random_params(model)
+    tensor_files.write_state_dict(layouts.to_state_dict(params, "timm"), tmp_path / "dc5.safetensors")
+    export(tmp_path / "dc5.safetensors", tmp_path / "renamed.safetensors")
+    exported = Predictor.from_pretrained(tmp_path / "renamed.safetensors")
+    assert exported.config.model.dilation
+    assert len(exported.categories) == 133
+
+
+def test_rejects_an_unknown_suffix(run, tmp_path):
+    with pytest.raises(UserError, match=r"must be one of \.safetensors, \.pth, \.stablehlo"):
+        export(run, tmp_path / "run.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_rejects_settings_of_another_kind_of_file(run, tmp_path):
+    with pytest.raises(UserError, match="hold a program: dtype and layout apply to .safetensors and .pth"):
+        export(run, tmp_path / "run.stablehlo", dtype="float16")
+    with pytest.raises(UserError, match="hold weights: shape applies to .stablehlo"):
+        export(run, tmp_path / "run.pth", shape=(64, 64))
+
+
+FRESH = """
+import pathlib, sys
+sys.modules["detr_jax"] = None  # its import fails
+import jax, numpy as np
+folder = pathlib.Path(sys.argv[1])
+program = jax.export.deserialize(bytearray((folder / "run.stablehlo").read_bytes()))
+inputs = np.load(folder / "inputs.npz")
+np.savez(folder / "results.npz", **program.call(inputs["images"], inputs["sizes"]))
+assert not [name for name in sys.modules if name.startswith("detr_jax") and sys.modules[name]]
+print(*program.platforms)
+"""
+
+
+@pytest.mark.slow
+def test_a_program_gives_the_same_maps_where_there_is_only_jax(tmp_path):
+    pytest.importorskip("flatbuffers")
+    export("shapes-panoptic", tmp_path / "run.stablehlo", shape=(64, 96))
+    images = np.zeros((3, 64, 96, 3), np.uint8)
+    sizes = np.array([(64, 64), (50, 96), (64, 90)], np.int32)
+    for index, (height, width) in enumerate(sizes):
+        images[index, :height, :width] = Shapes("test", 3, 96)[index].image[:height, :width]
+    np.savez(tmp_path / "inputs.npz", images=images, sizes=sizes)
+    command = [sys.executable, "-c", FRESH, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("cpu cuda tpu\n", 0), done.stderr
+    results = np.load(tmp_path / "results.npz")
+
+    segmenter = Predictor.from_pretrained("shapes-panoptic")._segmenter
+    expected, _ = segmenter.segment(images, sizes, sizes)
+    assert any(len(found.segments_info) > 1 for found in expected)
+    for index, (found, (height, width)) in enumerate(zip(expected, sizes, strict=True)):
+        ours = found.fetch()
+        np.testing.assert_array_equal(results["map"][index, :height, :width], ours.segment_map)
+        assert not results["map"][index, height:].any()
+        assert not results["map"][index, :, width:].any()
+        has_segment = results["segment"][index] > 0
+        segments = [
+            {"id": number, "category_id": category, "area": area}
+            for number, category, area in zip(
+                *(results[name][index][has_segment].tolist() for name in ("segment", "category", "area")),
+                strict=True,
+            )
+        ]
+        keys = ("id", "category_id", "area")
+        assert segments == [{key: info[key] for key in keys} for info in ours.segments_info]
+
+
+def test_a_detector_has_no_panoptic_program(tmp_path):
+    params = tiny.random_params(tiny.tiny_model(num_classes=91), masks=False)
+    tensor_files.write_state_dict(layouts.to_state_dict(params), tmp_path / "boxes.safetensors")
+    with pytest.raises(UserError, match="without a mask head has no panoptic maps"):
+        export(tmp_path / "boxes.safetensors", tmp_path / "boxes.stablehlo")
