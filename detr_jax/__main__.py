@@ -73,9 +73,10 @@ def predict(options: argparse.Namespace) -> None:
     """Segments images and writes the results as files."""
     from detr_jax.data.images import list_images
     from detr_jax.inference.predict import predict_files
+    from detr_jax.inference.prediction_folder import result_folders
     from detr_jax.inference.predictor import Predictor
 
-    files = list(list_images(options.images))
+    images = list(list_images(options.images, skip=result_folders(options.output)))
     enable_compilation_cache()
     predictor = Predictor.from_pretrained(
         options.weights,
@@ -86,7 +87,7 @@ def predict(options: argparse.Namespace) -> None:
         duplicate_iou=options.duplicate_iou,
         dtype=options.dtype,
     )
-    predict_files(predictor, files, options.output)
+    predict_files(predictor, images, options.output, batch_size=options.batch_size, overlays=options.overlays)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,14 +136,27 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_predict_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=predict)
-    parser.add_argument("images", nargs="+", help="image files or folders of images")
+    parser.add_argument("images", nargs="+", help="image files, or folders of images and sub-folders")
     parser.add_argument(
         "--weights",
         required=True,
         help="checkpoint file (.pth, .safetensors), packaged checkpoint (shapes-panoptic), repository on the "
         "Hugging Face hub, or folder of a run",
     )
-    parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument(
+        "--output", required=True, help="folder to write to; the same command resumes what was stopped"
+    )
+    parser.add_argument(
+        "--overlays",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether to write pictures of the segments to overlays/ as well; default: yes",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=_positive,
+        help="number of images of one shape that run together; default: 1 on CPUs, otherwise 4",
+    )
     parser.add_argument("--threshold", type=float, help="class probability above which a query is a segment")
     parser.add_argument(
         "--merge_stuff", choices=["first", "always"], help="rounds of fusion that merge stuff segments"

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -97,6 +98,30 @@ def test_predict_writes_segmentations(pictures, tmp_path, capsys):
             ids = np.unique(ids_from_png(png))
         assert set(ids) - {0} == {segment["id"] for segment in annotation["segments_info"]}
         assert all(segment["score"] > 0.4 for segment in annotation["segments_info"])
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_is_resumed(tmp_path):
+    write_shapes(tmp_path / "pictures", 300, "validation")
+    output = tmp_path / "out"
+    command = [
+        *(sys.executable, "-m", "detr_jax", "predict", str(tmp_path / "pictures" / "validation")),
+        *("--weights=shapes-panoptic", f"--output={output}", "--batch_size=2"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    records = output / ".predictions.jsonl"
+    while process.poll() is None and (not records.exists() or len(records.read_text().splitlines()) < 20):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (output / "panoptic.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    finished = int(done.stdout.split(" of 300 images were finished")[0].splitlines()[-1])
+    assert finished >= 19
+    written = json.loads((output / "panoptic.json").read_text())
+    assert len(written["images"]) == len(list(output.glob("panoptic/*.png"))) == 300
+    assert len(list(output.glob("overlays/*.png"))) == 300
+    assert not (output / ".predictions.partial").exists()
 
 
 def test_export_writes_the_file_it_reports(tmp_path, capsys):

@@ -5,8 +5,11 @@ Every image of the package, of training, evaluation, prediction or a check, is r
 
 import io
 import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -135,29 +138,70 @@ def display_size(
     return height, width
 
 
-def list_images(paths: Sequence[str | Path]) -> Iterator[Path]:
-    """Yields the given files, and for a folder the image files directly in it, sorted by name.
+class ListedImage(NamedTuple):
+    """An image file that a user named, or that was found in a folder that a user named.
+
+    Attributes:
+      path: Path of the file.
+      name: Path relative to the folder that the user named, or else the name of the file.
+    """
+
+    path: Path
+    name: str
+
+
+def list_images(paths: Sequence[str | Path], skip: Sequence[Path] = ()) -> Iterator[ListedImage]:
+    """Yields the given files, and for a folder the image files in it and its sub-folders, in natural order.
+
+    Natural order is "2.jpg" before "10.jpg". Files and sub-folders whose names begin with a dot are left
+    out. Linked sub-folders are followed; a folder that links lead to several times is read once.
 
     Args:
       paths: Paths of image files and of folders.
+      skip: Sub-folders to leave out, such as those of earlier results.
 
     Raises:
       MissingFileError: `paths` is empty, a path does not exist, or a folder contains no image file.
+      UserError: A folder cannot be listed.
     """
     if not paths:
         raise MissingFileError("no images given: name image files or folders of images")
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(
-                file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            )
+            found = sorted(_files_below(path, {os.path.realpath(folder) for folder in skip}))
             if not found:
                 raise MissingFileError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in {path}")
-            yield from found
+            yield from (image for _, image in found)
         elif path.exists():
-            yield path
+            yield ListedImage(path, path.name)
         else:
             raise MissingFileError(f"no such image or folder: {path}")
+
+
+def _files_below(root: Path, left_out: set[str]) -> Iterator[tuple[list[Any], ListedImage]]:
+    """The image files below a folder, each with its key in natural order."""
+    left_out.discard(os.path.realpath(root))
+    for folder, subfolders, names in os.walk(root, onerror=_cannot_list, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in left_out:
+            subfolders.clear()
+            continue
+        left_out.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".") and path.is_file():
+                relative = path.relative_to(root)
+                yield [_natural(part) for part in relative.parts], ListedImage(path, relative.as_posix())
+
+
+def _cannot_list(error: OSError) -> None:
+    raise UserError(f"cannot list the folder {error.filename}: {error.strerror}") from error
+
+
+def _natural(text: str) -> list[str | int]:
+    """Sorts numbers within a text by their value: words and numbers alternate."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def resize_for_eval(

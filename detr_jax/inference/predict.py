@@ -2,23 +2,31 @@
 
 import os
 import traceback
+from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from detr_jax.config import validate
-from detr_jax.data.images import ImageRules, list_images, read_image
+from detr_jax.data.images import ImageRules, ListedImage, list_images, read_image
+from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
-from detr_jax.inference.prediction_folder import PredictionFolder
+from detr_jax.inference.prediction_folder import PredictionFolder, result_folders
 from detr_jax.inference.predictor import Predictor
 from detr_jax.runtime.interruption import Interruption
+from detr_jax.runtime.progress import Advance, progress
 from detr_jax.runtime.reporting import log
 from detr_jax.runtime.workdir import claim
 from detr_jax.weights.class_agreement import GivenCategories, categories_of
 from detr_jax.weights.initialize import trained_model
 
 _LISTED_FAILURES = 20
+_LISTED_FILES = 50  # more files than these get no line each
+_THREADS = min(4, os.cpu_count() or 1)  # that write results
+_BATCH_SIZE_ON_ACCELERATORS = 4
 
 
 def predict(
@@ -38,26 +46,38 @@ def predict(
         images failed.
     """
     validate(config)
-    files = list(list_images(images))
+    predictions = Path(workdir) / "predictions"
+    listed = list(list_images(images, skip=result_folders(predictions)))
     with claim(workdir):
         model, params, source, remark = trained_model(config, workdir)
         if remark:
             log(remark)
         named = categories_of(source, model.num_classes, categories)
         predictor = Predictor(model, params, named, config)
-        predict_files(predictor, files, Path(workdir) / "predictions")
+        predict_files(predictor, listed, predictions)
 
 
-def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Path) -> None:
+def predict_files(
+    predictor: Predictor,
+    images: Iterable[ListedImage],
+    folder: str | Path,
+    *,
+    batch_size: int | None = None,
+    overlays: bool = True,
+) -> None:
     """Segments image files and writes the results in COCO's panoptic format.
 
     An image that fails does not stop the others. The results replace those of an earlier run as a whole at
-    the end, also after an interruption, which then keeps the images done so far.
+    the end, also after an interruption, which then keeps the images done so far. Images that an earlier run
+    segmented, even one that was killed, are not segmented again if neither they nor the settings changed.
 
     Args:
       predictor: Model with a mask head.
-      files: Paths of the images. A repeated path counts once.
+      images: Images. A repeated path counts once.
       folder: Directory of the results: `panoptic/*.png`, `panoptic.json`, and pictures in `overlays/*.png`.
+        Sub-folders of the images are kept.
+      batch_size: Number of images of one static shape that run together; by default 1 on CPUs, otherwise 4.
+      overlays: Whether to write the pictures in `overlays/`.
 
     Raises:
       UserError: The model has no mask head, the folder cannot be written to, or images failed. The message
@@ -68,46 +88,89 @@ def predict_files(predictor: Predictor, files: Iterable[Path], folder: str | Pat
             "these weights have no mask head, so they cannot predict panoptic segmentations; "
             "in Python, Predictor.detect returns boxes"
         )
-    distinct: dict[str, Path] = {}
-    for file in files:
-        distinct.setdefault(os.path.abspath(file), file)
-    files = list(distinct.values())
-    output = PredictionFolder(folder, files, predictor.categories)
-    failures: list[str] = []
+    distinct: dict[str, ListedImage] = {}
+    for image in images:
+        distinct.setdefault(os.path.abspath(image.path), image)
+    listed = list(distinct.values())
+    output = PredictionFolder(folder, listed, predictor.categories, predictor.identity(), overlays)
+    if len(output.pending) < len(listed):
+        finished = len(listed) - len(output.pending)
+        log(f"{finished} of {len(listed)} images were finished by an earlier run with the same settings")
+    job = _FolderJob(predictor, listed, output)
     with Interruption() as interruption:
         try:
-            with interruption.immediate():
-                for index, file in enumerate(files):
-                    reason = _predict_file(predictor, file, index, output)
-                    if reason:
-                        failures.append(reason)
+            with interruption.immediate(), progress("images", len(output.pending)) as advance:
+                job.run(batch_size or _default_batch_size(), advance)
         finally:
             count = output.publish()
             log(f"wrote {count} predictions to {_printable(folder)}")
+    failures = [reason for _, reason in sorted(job.failures.items())]
     if failures:
         raise UserError(
-            "\n  ".join([f"{len(failures)} of {len(files)} images failed:", *_shortened(failures)])
+            "\n  ".join([f"{len(failures)} of {len(listed)} images failed:", *_shortened(failures)])
         )
 
 
-def _predict_file(predictor: Predictor, file: Path, index: int, output: PredictionFolder) -> str | None:
-    """Segments an image and writes the result. Returns which file failed and why; None if it did not."""
-    try:
-        pixels = read_image(file, ImageRules.from_config(predictor.config.data))
-        result = predictor(pixels)
-        output.add(index, pixels, result)
-    except UserError as error:
-        reason = _one_line(error)
-    except Exception as error:  # whatever one image causes, such as too little memory, the others are done
-        log(_printable(traceback.format_exc()))
-        reason = f"{type(error).__name__}: {_one_line(error)}"
-    else:
-        log(f"{_printable(file)}: {len(result.segments_info)} segments")
-        return None
-    if _printable(file) not in reason:
-        reason = f"{_printable(file)}: {reason}"
-    log(f"skipped: {reason}")
-    return reason
+class _FolderJob:
+    """Segments images while the next ones are read, and writes the results in threads.
+
+    Attributes:
+      failures: Which file failed and why, by the index of the image.
+    """
+
+    def __init__(self, predictor: Predictor, images: Sequence[ListedImage], output: PredictionFolder):
+        self.failures: dict[int, str] = {}
+        self._predictor, self._images, self._output = predictor, images, output
+        self._rules = ImageRules.from_config(predictor.config.data)
+        self._lists_files = len(output.pending) <= _LISTED_FILES
+
+    def run(self, batch_size: int, advance: Advance) -> None:
+        """Segments the pending images. An interruption waits for the results that are being written."""
+        pending = self._output.pending
+        unwritten: deque[tuple[int, Future[int]]] = deque()
+        results = self._predictor.stream(
+            [self._images[index].path for index in pending], batch_size=batch_size, return_errors=True
+        )
+        with ThreadPoolExecutor(_THREADS, "detr_jax_write") as writers:
+            for index, result in zip(pending, results, strict=True):
+                if isinstance(result, Exception):
+                    self._fail(index, result, advance)
+                    continue
+                unwritten.append((index, writers.submit(self._write, index, result)))
+                while len(unwritten) > 2 * _THREADS or (unwritten and unwritten[0][1].done()):
+                    self._finish(*unwritten.popleft(), advance)
+            for index, writing in unwritten:
+                self._finish(index, writing, advance)
+
+    def _write(self, index: int, result: PanopticSegmentation) -> int:
+        """Writes a result. Returns its number of segments."""
+        pixels = read_image(self._images[index].path, self._rules) if self._output.overlays else None
+        self._output.add(index, result, pixels)
+        return len(result.segments_info)
+
+    def _finish(self, index: int, writing: Future[int], advance: Advance) -> None:
+        try:
+            count = writing.result()
+        except Exception as error:
+            self._fail(index, error, advance)
+            return
+        if self._lists_files:
+            log(f"{_printable(self._images[index].path)}: {count} segments")
+        advance()
+
+    def _fail(self, index: int, error: Exception, advance: Advance) -> None:
+        """Logs why an image failed, with the traceback of what is not known to be the user's error."""
+        path, reason = _printable(self._images[index].path), _one_line(error)
+        if not isinstance(error, UserError):
+            log(_printable("".join(traceback.format_exception(error))))
+            reason = f"{type(error).__name__}: {reason}"
+        self.failures[index] = reason if path in reason else f"{path}: {reason}"
+        log(f"skipped: {self.failures[index]}")
+        advance()
+
+
+def _default_batch_size() -> int:
+    return 1 if jax.default_backend() == "cpu" else _BATCH_SIZE_ON_ACCELERATORS
 
 
 def _one_line(error: Exception) -> str:

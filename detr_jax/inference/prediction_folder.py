@@ -4,10 +4,9 @@ import contextlib
 import json
 import os
 import shutil
-import unicodedata
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,72 +15,119 @@ from PIL import Image
 
 from detr_jax.data.categories import to_json
 from detr_jax.data.example import Category
+from detr_jax.data.images import ListedImage
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
+from detr_jax.inference.prediction_names import file_names, image_ids, png_names
+from detr_jax.inference.prediction_records import (
+    Record,
+    append_record,
+    finished,
+    read_records,
+    stamp_of,
+    write_records,
+)
 from detr_jax.runtime.files import write_text
 from detr_jax.visualize import overlay
 
 FOLDERS = ("panoptic", "overlays")
 _DESCRIPTION = "panoptic segmentations predicted by detr-jax"
 _STAGING = ".predictions.partial"
-_LONGEST_STEM = 200  # bytes; file systems allow 255 for a name, to which a number and suffixes are added
+_RECORDS = ".predictions.jsonl"
 
 
 class PredictionFolder:
     """Writes predictions in COCO's panoptic format: `panoptic/*.png`, `overlays/*.png`, `panoptic.json`.
 
     The PNGs are collected in a hidden folder. `publish` replaces the predictions of an earlier run by them;
-    files that the `panoptic.json` of the earlier run does not list, and input images, are never touched.
+    files that an earlier run did not write, and input images, are never touched. A hidden file records each
+    prediction as soon as it is written, so a run that is killed is resumed by the next one.
+
+    Attributes:
+      overlays: Whether overlays are written.
+      pending: Indices of the images that must be segmented, since no earlier run did so with the same image
+        file and settings.
     """
 
-    def __init__(self, folder: str | Path, files: Sequence[Path], categories: Sequence[Category]):
-        """Plans the names of the results. Removes what a killed run left in the hidden folder.
+    def __init__(
+        self,
+        folder: str | Path,
+        images: Sequence[ListedImage],
+        categories: Sequence[Category],
+        settings: str = "",
+        overlays: bool = True,
+    ):
+        """Plans the names of the results. Finds what earlier runs finished, and drops the rest.
 
         Args:
           folder: Folder to write to; created if it is missing.
-          files: Paths of the images, each once.
+          images: Images, each once.
           categories: Categories of the predictions.
+          settings: Identity of everything but the image that a prediction depends on.
+          overlays: Whether to write overlays.
 
         Raises:
           UserError: The folder cannot be written to, or its panoptic.json is not that of an earlier run.
         """
-        self._folder = Path(folder)
-        self._staging = self._folder / _STAGING
-        self._inputs = {os.path.realpath(file) for file in files}
-        self._replaced = self._earlier_names()
+        self._folder, self._settings, self._categories = Path(folder), settings, to_json(categories)
+        self._staging, self._records = self._folder / _STAGING, self._folder / _RECORDS
+        self.overlays, self._folders = overlays, FOLDERS if overlays else FOLDERS[:1]
+        self._images, self._stamps = images, [stamp_of(image.path) for image in images]
+        self._lock = threading.Lock()
+        records = read_records(self._records)
+        self._replaced = self._earlier_files(records)
         with _writing(self._folder):
-            shutil.rmtree(self._staging, ignore_errors=True)
-            for name in FOLDERS:
-                (self._folder / name).mkdir(parents=True, exist_ok=True)
-                (self._staging / name).mkdir(parents=True)
-            self._names = _png_names(files, self._taken())
-        self._file_names = _file_names(files)
-        self._done: list[tuple[dict[str, Any], dict[str, Any]]] = []  # entries of images and annotations
-        self._categories = to_json(categories)
+            self._staging.mkdir(parents=True, exist_ok=True)
+            self._names = png_names(images, self._taken())
+            self._done = {  # by index of the image
+                index: record
+                for index, record in finished(records, images, self._names, settings).items()
+                if all(self._where(name, record) for name in self._folders)
+            }
+            self._drop_unfinished()
+            write_records(self._records, self._done.values())
+        self.pending = [index for index in range(len(images)) if index not in self._done]
 
     def add(
-        self, index: int, pixels: UInt8[np.ndarray, "height width 3"], result: PanopticSegmentation
+        self,
+        index: int,
+        result: PanopticSegmentation,
+        pixels: UInt8[np.ndarray, "height width 3"] | None = None,
     ) -> None:
-        """Writes the prediction of one image.
+        """Writes the prediction of one image. Several threads may do so at the same time.
 
         Args:
-          index: Index of the image in `files`.
-          pixels: RGB image.
-          result: Its segmentation, of the same size.
+          index: Index of the image.
+          result: Its segmentation.
+          pixels: RGB image, of the same size, for the overlay; not needed without overlays.
 
         Raises:
           UserError: A file cannot be written.
         """
         name = self._names[index]
+        paths = {folder: self._staging / folder / name for folder in self._folders}
         with _writing(self._folder / "panoptic" / name):
-            result.save(self._staging / "panoptic" / name)
-            Image.fromarray(overlay(pixels, result)).save(self._staging / "overlays" / name)
-        height, width = pixels.shape[:2]
-        image = {"id": index + 1, "file_name": self._file_names[index], "height": height, "width": width}
-        self._done.append((image, result.annotation(index + 1, name)))
+            result.save(paths["panoptic"])
+            if "overlays" in paths and pixels is not None:
+                paths["overlays"].parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(overlay(pixels, result)).save(paths["overlays"])
+            record = Record(
+                image=os.path.abspath(self._images[index].path),
+                stamp=self._stamps[index] or [],
+                settings=self._settings,
+                name=name,
+                pngs={folder: stamp_of(path) or [] for folder, path in paths.items()},
+                size=list(result.segment_map.shape),
+                segments_info=result.segments_info,
+            )
+            with self._lock:
+                append_record(self._records, record)
+                self._done[index] = record
 
     def publish(self) -> int:
-        """Replaces the results of the earlier run by those added so far.
+        """Replaces the results of the earlier run by those added so far, and those that it shares with them.
+
+        A process killed in here leaves files missing, never results of two runs beside one panoptic.json.
 
         Returns:
           Number of images.
@@ -89,53 +135,97 @@ class PredictionFolder:
         Raises:
           UserError: A file cannot be written.
         """
-        document = {
+        done = [record for _, record in sorted(self._done.items())]
+        moved = [(name, record.name) for record in done for name in self._folders]
+        moved = [(folder, name) for folder, name in moved if (self._staging / folder / name).exists()]
+        kept = {(folder, record.name) for record in done for folder in self._folders} - set(moved)
+        with _writing(self._folder):
+            for folder, name in self._replaced - kept:
+                _remove(self._folder / folder / name, self._folder)
+            write_text(self._folder / "panoptic.json", json.dumps(self._document()))
+            for folder, name in moved:
+                target = self._folder / folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self._staging / folder / name, target)
+            shutil.rmtree(self._staging)
+        return len(done)
+
+    def _document(self) -> dict[str, Any]:
+        """The content of panoptic.json."""
+        ids, names = image_ids(self._images), file_names(self._images)
+        images, annotations = [], []
+        for index, record in sorted(self._done.items()):
+            height, width = record.size
+            images.append({"id": ids[index], "file_name": names[index], "height": height, "width": width})
+            annotations.append(
+                {"image_id": ids[index], "file_name": record.name, "segments_info": record.segments_info}
+            )
+        return {
             "info": {"description": _DESCRIPTION},
-            "images": [image for image, _ in self._done],
-            "annotations": [annotation for _, annotation in self._done],
+            "images": images,
+            "annotations": annotations,
             "categories": self._categories,
         }
-        with _writing(self._folder):
-            for folder, name in self._replaced:
-                (self._folder / folder / name).unlink(missing_ok=True)
-            for folder in FOLDERS:
-                for _, annotation in self._done:
-                    name = annotation["file_name"]
-                    os.replace(self._staging / folder / name, self._folder / folder / name)
-            write_text(self._folder / "panoptic.json", json.dumps(document))
-            shutil.rmtree(self._staging)
-        return len(self._done)
 
-    def _earlier_names(self) -> set[tuple[str, str]]:
-        """Folder and name of each file that the panoptic.json of an earlier run lists, except input images.
+    def _earlier_files(self, records: Sequence[Record]) -> set[tuple[str, str]]:
+        """Folder and name of each file that an earlier run wrote, except input images.
 
         Raises:
           UserError: panoptic.json was not written by an earlier run.
         """
         path = self._folder / "panoptic.json"
-        if not path.exists():
-            return set()
-        try:
-            names = _listed_names(json.loads(path.read_text()))
-        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} is not from an earlier prediction: move it away, or choose another output folder"
-            ) from error
+        names: list[str] = []
+        if path.exists():
+            try:
+                names = _listed_names(json.loads(path.read_text()))
+            except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{path} is not from an earlier prediction: move it away, or choose another output folder"
+                ) from error
+        inputs = {os.path.realpath(image.path) for image in self._images}
+        files = {(folder, name) for folder in FOLDERS for name in names}
+        for record in records:
+            files |= {
+                (folder, record.name)
+                for folder in FOLDERS
+                if _is_inside(record.name)
+                and stamp_of(self._folder / folder / record.name) == record.pngs.get(folder, ())
+            }
         return {
             (folder, name)
-            for folder in FOLDERS
-            for name in names
-            if os.path.realpath(self._folder / folder / name) not in self._inputs
+            for folder, name in files
+            if (real := os.path.realpath(self._folder / folder / name)) not in inputs
+            and real.startswith(os.path.realpath(self._folder / folder) + os.sep)
         }
 
     def _taken(self) -> set[str]:
         """Names of files that must stay: neither those of an earlier run, nor free."""
         return {
-            file.name
+            name
             for folder in FOLDERS
-            for file in (self._folder / folder).iterdir()
-            if (folder, file.name) not in self._replaced
+            for name in _names_below(self._folder / folder)
+            if (folder, name) not in self._replaced
         }
+
+    def _where(self, folder: str, record: Record) -> Path | None:
+        """Where the PNG of a record is, unchanged since it was written: published or not; None if nowhere."""
+        for path in (self._staging / folder / record.name, self._folder / folder / record.name):
+            if stamp_of(path) == record.pngs.get(folder, ()):
+                return path
+        return None
+
+    def _drop_unfinished(self) -> None:
+        """Removes PNGs of a killed run that are of no use to this one."""
+        useful = {(folder, record.name) for record in self._done.values() for folder in self._folders}
+        for folder in FOLDERS:
+            for name in _names_below(self._staging / folder):
+                if (folder, name) not in useful:
+                    _remove(self._staging / folder / name, self._staging)
+
+
+def result_folders(folder: str | Path) -> list[Path]:
+    """The folders of PNGs in a folder of predictions, which hold no images to segment."""
+    return [Path(folder) / name for name in FOLDERS]
 
 
 def _listed_names(document: dict[str, Any]) -> list[str]:
@@ -153,40 +243,33 @@ def _listed_names(document: dict[str, Any]) -> list[str]:
     if not ours:
         raise ValueError("not predictions")
     names = [annotation["file_name"] for annotation in annotations]
-    if any(name != Path(name).name or "\0" in name for name in names):
+    if not all(map(_is_inside, names)):
         raise ValueError("files in other folders")
     return names
 
 
-def _png_names(files: Sequence[Path], taken: Collection[str]) -> list[str]:
-    """A name for each result, different from all others and from `taken` even if case is ignored."""
-    used = {_without_case(name) for name in taken}
-    names = []
-    for number, file in enumerate(files, 1):
-        stem = os.fsencode(file.stem)[:_LONGEST_STEM].decode(errors="ignore") or "image"
-        candidates = _candidates(stem, number)
-        name = next(name for name in candidates if _without_case(name) not in used)
-        used.add(_without_case(name))
-        names.append(name)
-    return names
+def _is_inside(name: str) -> bool:
+    """Whether the path of a file stays within the folder that it is relative to."""
+    path = PurePosixPath(name)
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
-def _candidates(stem: str, number: int) -> Iterator[str]:
-    yield f"{stem}.png"
-    yield f"{stem}_{number}.png"
-    for repetition in range(2, 1_000_000):
-        yield f"{stem}_{number}_{repetition}.png"
+def _names_below(folder: Path) -> list[str]:
+    """Paths of the files below a folder, relative to it; none if it is missing."""
+    return [
+        (Path(parent) / name).relative_to(folder).as_posix()
+        for parent, _, names in os.walk(folder)
+        for name in names
+    ]
 
 
-def _without_case(name: str) -> str:
-    """Equal for names that a file system may treat as one."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _file_names(files: Sequence[Path]) -> list[str]:
-    """The name of each image, or its path if several have the same name."""
-    count = Counter(file.name for file in files)
-    return [file.name if count[file.name] == 1 else file.as_posix() for file in files]
+def _remove(file: Path, folder: Path) -> None:
+    """Removes a file, and its parents within `folder` that are empty afterwards."""
+    file.unlink(missing_ok=True)
+    for parent in file.parents:
+        if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+            break
+        parent.rmdir()
 
 
 @contextlib.contextmanager

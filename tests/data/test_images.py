@@ -82,7 +82,36 @@ def test_lists_files_as_given_and_the_images_of_a_folder_by_name(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "c.jpg").mkdir()
     listed = list_images([str(tmp_path / "notes.txt"), tmp_path])
-    assert [path.name for path in listed] == ["notes.txt", "a.jpg", "b.PNG", "d.tiff"]
+    assert [image.path.name for image in listed] == ["notes.txt", "a.jpg", "b.PNG", "d.tiff"]
+
+
+def test_lists_sub_folders_in_natural_order(tmp_path):
+    names = [
+        "10.jpg",
+        "2.jpg",
+        "cam10/1.jpg",
+        "cam2/1.jpg",
+        "cam2/10.jpg",
+        "cam2/9.jpg",
+        "out/1.png",
+        ".a/1.jpg",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".hidden.jpg").touch()
+    (tmp_path / "cam2" / "loop").symlink_to(tmp_path)
+    listed = list(list_images([tmp_path], skip=[tmp_path / "out"]))
+    assert [image.name for image in listed] == [
+        "2.jpg",
+        "10.jpg",
+        "cam2/1.jpg",
+        "cam2/9.jpg",
+        "cam2/10.jpg",
+        "cam10/1.jpg",
+    ]
+    assert all(image.path == tmp_path / image.name for image in listed)
+    assert [image.name for image in list_images([tmp_path / "out"], skip=[tmp_path / "out"])] == ["1.png"]
 
 
 def test_listing_names_what_is_missing(tmp_path):

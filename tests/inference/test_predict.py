@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from tiny import tiny_config, tiny_model
 
 from detr_jax import Predictor
 from detr_jax.data.categories import coco_panoptic, to_json
+from detr_jax.data.images import list_images
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.inference.predict import predict, predict_files
@@ -32,14 +34,18 @@ def predictor(config, tiny_model, tiny_params):
 
 
 def save_image(path, height, width):
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)).save(path)
     return path
 
 
+def run(predictor, files, folder, **options):
+    predict_files(predictor, list_images(files) if files else (), folder, **options)
+
+
 def test_writes_coco_panoptic_files_and_overlays(predictor, tmp_path):
     files = [save_image(tmp_path / "a.png", 40, 60), save_image(tmp_path / "b.jpg", 50, 30)]
-    predict_files(predictor, files, tmp_path / "out")
+    run(predictor, files, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert written["categories"] == to_json(coco_panoptic())
     assert written["images"] == [
@@ -59,7 +65,7 @@ def test_writes_coco_panoptic_files_and_overlays(predictor, tmp_path):
 def test_images_of_the_same_name_get_different_files(predictor, tmp_path):
     names = ["b/cam.png", "a/cam_3.png", "c/cam.jpg", "d/CAM.png"]
     files = [save_image(tmp_path / name, 40, 60) for name in names]
-    predict_files(predictor, [*files, files[0]], tmp_path / "out")  # a repeated path counts once
+    run(predictor, [*files, files[0]], tmp_path / "out")  # a repeated path counts once
     expected = ["cam.png", "cam_3.png", "cam_3_2.png", "CAM_4.png"]
     assert written_names(tmp_path / "out") == sorted(expected)
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
@@ -73,32 +79,45 @@ def written_names(folder):
         sorted(file.name for file in (folder / part).iterdir()) for part in ("panoptic", "overlays")
     )
     assert panoptic == overlays
-    assert sorted(entry.name for entry in folder.iterdir()) == ["overlays", "panoptic", "panoptic.json"]
+    assert sorted(entry.name for entry in folder.iterdir()) == [
+        ".predictions.jsonl",
+        "overlays",
+        "panoptic",
+        "panoptic.json",
+    ]
     return panoptic
 
 
-def failing(predictor, error):
-    """The predictor, except that it raises an error for images of height 41."""
+def failing(predictor, fail):
+    """The predictor, except that images of height 41 call `fail`, which returns the result."""
 
     class Failing(Predictor):
         def __init__(self):
             self.__dict__ = predictor.__dict__
 
-        def __call__(self, image):
-            if image.shape[0] == 41:
-                raise error
-            return super().__call__(image)
+        def stream(self, images, **options):
+            for path in images:
+                if path.suffix == ".png" and Image.open(path).height == 41:
+                    yield fail()
+                else:
+                    yield from super().stream([path], **options)
 
     return Failing()
 
 
 def test_a_failing_image_does_not_stop_the_others(predictor, tmp_path, capsys):
-    flaky = failing(predictor, MemoryError("RESOURCE_EXHAUSTED: 9 GB\nsecond line"))
+    def out_of_memory():
+        try:
+            raise MemoryError("RESOURCE_EXHAUSTED: 9 GB\nsecond line")
+        except MemoryError as error:
+            return error
+
+    flaky = failing(predictor, out_of_memory)
     (tmp_path / "text.jpg").write_text("no image")
     others = [save_image(tmp_path / name, height, 60) for name, height in (("big.png", 41), ("a.png", 40))]
     undecodable = save_image(Path(os.fsdecode(bytes(tmp_path) + b"/\xff.png")), 40, 60)
     with pytest.raises(UserError) as raised:
-        predict_files(flaky, [tmp_path / "text.jpg", *others, undecodable], tmp_path / "out")
+        run(flaky, [tmp_path / "text.jpg", *others, undecodable], tmp_path / "out")
     first, *reasons = str(raised.value).splitlines()
     assert first == "2 of 4 images failed:"
     assert "text.jpg" in reasons[0] and reasons[1].endswith("big.png: MemoryError: RESOURCE_EXHAUSTED: 9 GB")
@@ -109,27 +128,124 @@ def test_a_failing_image_does_not_stop_the_others(predictor, tmp_path, capsys):
     assert "Traceback" in printed and "second line" in printed and "wrote 2 predictions" in printed
 
 
+def interrupt():
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_run_keeps_what_is_done(predictor, tmp_path):
     heights = {"a.png": 40, "b.png": 41, "c.png": 40}
     files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
     with pytest.raises(KeyboardInterrupt):
-        predict_files(failing(predictor, KeyboardInterrupt()), files, tmp_path / "out")
+        run(failing(predictor, interrupt), files, tmp_path / "out")
     assert written_names(tmp_path / "out") == ["a.png"]
-    predict_files(predictor, files[1:], tmp_path / "out")
+    run(predictor, files[1:], tmp_path / "out")
     assert written_names(tmp_path / "out") == ["b.png", "c.png"]
 
 
 def test_other_files_and_the_images_themselves_are_kept(predictor, tmp_path):
     first = save_image(tmp_path / "a.png", 40, 60)
-    predict_files(predictor, [first], tmp_path / "out")
+    run(predictor, [first], tmp_path / "out")
     overlay = tmp_path / "out" / "overlays" / "a.png"
     own = tmp_path / "out" / "panoptic" / "b.png"
     own.write_text("kept")
     before = overlay.read_bytes()
-    predict_files(predictor, [overlay, save_image(tmp_path / "b.png", 40, 60)], tmp_path / "out")
+    run(predictor, [overlay, save_image(tmp_path / "b.png", 40, 60)], tmp_path / "out")
     assert (overlay.read_bytes(), own.read_text()) == (before, "kept")
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert [entry["file_name"] for entry in written["annotations"]] == ["a_1.png", "b_2.png"]
+
+
+class Recording(Predictor):
+    """A predictor that records which files it segmented."""
+
+    def __init__(self, predictor):
+        self.__dict__ = {**predictor.__dict__, "segmented": []}
+
+    def stream(self, images, **options):
+        images = list(images)
+        self.segmented = [path.name for path in images]
+        return super().stream(images, **options)
+
+
+def test_what_is_finished_is_not_done_again(predictor, tmp_path):
+    files = [save_image(tmp_path / name, 40, 60) for name in ("a.png", "b.png", "c.png")]
+    recording = Recording(predictor)
+    run(recording, files[:2], tmp_path / "out")
+    before = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    run(recording, files, tmp_path / "out")
+    assert recording.segmented == ["c.png"]
+    after = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert after["annotations"][:2] == before["annotations"]
+    assert written_names(tmp_path / "out") == ["a.png", "b.png", "c.png"]
+    os.utime(files[0], (1, 1))
+    (tmp_path / "out" / "overlays" / "c.png").unlink()
+    run(recording, files, tmp_path / "out")
+    assert recording.segmented == ["a.png", "c.png"]
+    run(recording, files[1:], tmp_path / "out")
+    assert recording.segmented == []
+    assert written_names(tmp_path / "out") == ["b.png", "c.png"]
+
+
+def test_other_settings_do_everything_again(predictor, config, tiny_model, tiny_params, tmp_path):
+    file = save_image(tmp_path / "a.png", 40, 60)
+    run(predictor, [file], tmp_path / "out")
+    changed = config.copy_and_resolve_references()
+    changed.eval.threshold = 0.5
+    params = jax.device_get(tiny_params)
+    stricter = Recording(Predictor(tiny_model, params, coco_panoptic(), changed))
+    run(stricter, [file], tmp_path / "out")
+    assert stricter.segmented == ["a.png"]
+    params["class_head"] = jax.tree.map(lambda array: array + 0.01, params["class_head"])
+    other = Recording(Predictor(tiny_model, params, coco_panoptic(), changed))
+    run(other, [file], tmp_path / "out")
+    assert other.segmented == ["a.png"]
+
+
+def test_sub_folders_are_kept_and_numbers_are_image_ids(predictor, tmp_path):
+    names = ["000000039769.jpg", "a/000000000001.jpg", "a/x.png", "b/000000000001.jpg", "b/x.png"]
+    names += ["x.jpg", "x.png/y.jpg"]  # "x.png" is a folder
+    for name in names:
+        save_image(tmp_path / "in" / name, 40, 60)
+    predict_files(predictor, list_images([tmp_path / "in"]), tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == names
+    assert [image["id"] for image in written["images"]] == [39769, 1, 3, 4, 5, 6, 7]
+    pngs = [annotation["file_name"] for annotation in written["annotations"]]
+    assert pngs[:5] == [name.replace("jpg", "png") for name in names[:5]]
+    assert pngs[5:] == ["x_6.png", "x.png/y.png"]
+    for name in pngs:
+        assert (tmp_path / "out/panoptic" / name).is_file() and (tmp_path / "out/overlays" / name).is_file()
+    predict_files(predictor, list_images([tmp_path / "in" / "b"]), tmp_path / "out")
+    assert written_names(tmp_path / "out") == ["000000000001.png", "x.png"]  # no empty folders
+
+
+def test_official_tools_accept_the_results(predictor, tmp_path):
+    evaluation = pytest.importorskip("panopticapi.evaluation")
+    for name in ("000000039769.jpg", "sub/000000000285.jpg"):
+        save_image(tmp_path / name, 40, 60)
+    predict_files(predictor, list_images([tmp_path]), tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    truth = copy.deepcopy(document["annotations"])  # the predictions are their own ground truth
+    for annotation in truth:
+        for segment in annotation["segments_info"]:
+            segment["iscrowd"] = 0
+    assert sorted(annotation["image_id"] for annotation in truth) == [285, 39769]
+    pairs = list(zip(truth, document["annotations"], strict=True))
+    categories = {category["id"]: category for category in document["categories"]}
+    folders = [str(tmp_path / "out" / "panoptic")] * 2
+    counts = evaluation.pq_compute_single_core(0, pairs, *folders, categories)
+    assert counts.pq_average(categories, isthing=None)[0]["pq"] == 1.0
+
+
+def test_overlays_can_be_left_out(predictor, tmp_path):
+    files = [save_image(tmp_path / "a.png", 40, 60)]
+    run(predictor, files, tmp_path / "out")
+    recording = Recording(predictor)
+    run(recording, files, tmp_path / "out", overlays=False)
+    assert recording.segmented == []
+    assert not list((tmp_path / "out").glob("overlays/*")) and list((tmp_path / "out").glob("panoptic/*"))
+    run(recording, files, tmp_path / "out")
+    assert recording.segmented == ["a.png"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +260,7 @@ def test_other_files_and_the_images_themselves_are_kept(predictor, tmp_path):
 def test_a_panoptic_json_that_is_not_ours_is_kept(predictor, content, tmp_path):
     (tmp_path / "panoptic.json").write_text(content)
     with pytest.raises(UserError, match="choose another output folder"):
-        predict_files(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path)
+        run(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "panoptic.json"]
     assert (tmp_path / "panoptic.json").read_text() == content
 
@@ -152,14 +268,14 @@ def test_a_panoptic_json_that_is_not_ours_is_kept(predictor, content, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(predictor, tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UserError, match="cannot write .*out: Not a directory"):
-        predict_files(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path / "out")
+        run(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path / "out")
 
 
 def test_rejects_a_model_without_mask_head(config, tiny_model, tiny_params, tmp_path):
     detector = {name: part for name, part in jax.device_get(tiny_params).items() if name != "mask_head"}
     predictor = Predictor(tiny_model, detector, coco_panoptic(), config)
     with pytest.raises(UserError, match="no mask head"):
-        predict_files(predictor, [], tmp_path / "out")
+        run(predictor, [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -178,19 +294,11 @@ def test_classes_that_are_not_known_are_numbered_or_given(config, tiny_params, t
 
 
 def test_sigterm_keeps_what_is_done(predictor, tmp_path):
-    class Terminated(Predictor):
-        def __init__(self):
-            self.__dict__ = predictor.__dict__
-
-        def __call__(self, image):
-            if image.shape[0] == 41:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super().__call__(image)
-
+    terminated = failing(predictor, lambda: os.kill(os.getpid(), signal.SIGTERM))
     heights = {"a.png": 40, "b.png": 41, "c.png": 40}
     files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
     with pytest.raises(KeyboardInterrupt):
-        predict_files(Terminated(), files, tmp_path / "out")
+        run(terminated, files, tmp_path / "out")
     assert written_names(tmp_path / "out") == ["a.png"]
 
 
