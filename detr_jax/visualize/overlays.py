@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from detr_jax.data.example import Category
+from detr_jax.data.inputs import AnyImage, read_input
 from detr_jax.data.panoptic import PanopticSegmentation
+from detr_jax.errors import UserError
 
 # Segments that cover less than this fraction of the image get no name.
 MIN_LABELLED_FRACTION = 0.002
@@ -20,23 +22,40 @@ _EXACT_PIXELS = 8_000_000
 
 
 def overlay(
-    image: UInt8[np.ndarray, "height width 3"],
+    image: AnyImage,
     segmentation: PanopticSegmentation,
     opacity: float = 0.55,
     labels: bool = True,
+    unit_range: bool = False,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Draws segments over an image in colour, with outlines and class names.
 
     Args:
-      image: RGB image.
+      image: The image, in any form that a `Predictor` takes: a path, an address, bytes, a Pillow image, or a
+        grey, RGB or RGBA array.
       segmentation: Segmentation of the image. Void pixels keep their colour, except under
         outlines.
       opacity: Opacity of the segment colours, in [0, 1].
       labels: Whether to write class names on the segments, largest first, where there is room.
+      unit_range: Whether arrays of floating point are read, whose values lie in [0, 1].
 
     Returns:
       The RGB picture, of the same size as the image.
+
+    Raises:
+      MissingFileError: There is no such file.
+      UserError: The image cannot be read, its size is not that of the segmentation, or the opacity is not in
+        [0, 1].
     """
+    if not 0 <= opacity <= 1:
+        raise UserError(f"opacity={opacity} must be from 0 to 1")
+    image = read_input(image, unit_range=unit_range)
+    if image.shape[:2] != segmentation.segment_map.shape:
+        sizes = ["x".join(map(str, shape)) for shape in (image.shape[:2], segmentation.segment_map.shape)]
+        raise UserError(
+            f"the image is {sizes[0]}, but the segmentation {sizes[1]} (height x width): "
+            "draw it over the image that was segmented"
+        )
     segment_map, colors = _consecutive(segmentation)
     edges = _outlines(segment_map, max(1, round(min(image.shape[:2]) / 500)))
     picture = np.empty_like(image)
@@ -65,20 +84,25 @@ def _blend(
 
 
 def side_by_side(
-    image: UInt8[np.ndarray, "height width 3"],
+    image: AnyImage,
     ground_truth: PanopticSegmentation,
     prediction: PanopticSegmentation,
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
     """Draws an image, its annotation and the prediction side by side, with captions.
 
     Args:
-      image: RGB image.
+      image: The image, in any form that a `Predictor` takes.
       ground_truth: Annotated segmentation of the image.
       prediction: Predicted segmentation of the image.
 
     Returns:
       The RGB picture.
+
+    Raises:
+      MissingFileError: There is no such file.
+      UserError: The image cannot be read, or its size is not that of the segmentations.
     """
+    image = read_input(image)
     panels = {
         "Image": image,
         "Ground truth": overlay(image, ground_truth),

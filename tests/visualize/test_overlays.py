@@ -3,9 +3,11 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
+from detr_jax.errors import UserError
 from detr_jax.visualize import overlays
 from detr_jax.visualize.overlays import instance_colors, overlay, side_by_side
 
@@ -66,6 +68,24 @@ def test_returns_the_image_if_there_are_no_segments():
     image, _ = scene()
     empty = PanopticSegmentation(np.zeros((120, 160), np.int32), [], CATEGORIES)
     np.testing.assert_array_equal(overlay(image, empty), image)
+
+
+def test_takes_images_in_any_form(tmp_path):
+    image, segmentation = scene()
+    expected = overlay(image, segmentation)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    for same in (Image.fromarray(image), tmp_path / "image.png", str(tmp_path / "image.png")):
+        np.testing.assert_array_equal(overlay(same, segmentation), expected)
+    np.testing.assert_array_equal(overlay(image / 255.0, segmentation, unit_range=True), expected)
+    assert overlay(image[..., 0], segmentation).shape == (120, 160, 3)
+
+
+def test_names_sizes_that_differ_and_an_opacity_out_of_range():
+    image, segmentation = scene()
+    with pytest.raises(UserError, match="the image is 119x160, but the segmentation 120x160"):
+        overlay(image[1:], segmentation)
+    with pytest.raises(UserError, match=r"opacity=55\.0 must be from 0 to 1"):
+        overlay(image, segmentation, opacity=55.0)
 
 
 def test_instances_of_a_class_differ_in_colour():
