@@ -12,30 +12,40 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from detr_jax.config import FIELDS, describe_fields, unknown_field, validate
+from detr_jax.config import FIELDS, default_config, describe_fields, parse_config, unknown_field, validate
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.runtime.startup import enable_compilation_cache, exit_with_message
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures, predictions.")
 flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "Task: training, evaluation or prediction.")
+flags.DEFINE_string("categories", None, "JSON file that names the classes of the weights.")
 flags.DEFINE_multi_string("images", [], "Image files or folders of images, for --mode=predict.")
 
 HELP = """\
 usage: python main.py --config=FILE[:VARIANTS] --workdir=FOLDER [--mode=MODE] [--config.FIELD=VALUE ...]
 
-  --config=FILE[:VARIANTS]  config file, as in configs/, and optionally its variants, separated by commas
+  --config=FILE[:VARIANTS]  config file, as in configs/, and optionally its variants, separated by commas;
+                            eval and predict need none in the folder of a run, whose own config is used then
   --config.FIELD=VALUE      overrides a field of the config
   --workdir=FOLDER          folder of the run: checkpoints, metrics, pictures, predictions
   --mode=train              trains and evaluates; resumes the run if the folder has a checkpoint (default)
-  --mode=eval               evaluates the newest checkpoint in the folder, or else --config.init_from
+  --mode=eval               evaluates the newest checkpoint in the folder
   --mode=predict IMAGES     segments image files or folders of images with the same weights
+  --categories=FILE         for eval and predict with weights that do not name their classes: a JSON file that
+                            does, a list of categories or an object with "categories"
+
+--config.init_from=WEIGHTS, a file, a published or packaged model, a hub repository or the folder of another
+run, is what a training starts from. In a folder without a checkpoint, eval and predict use it if it is on the
+command line. Fields of config.model that have their defaults follow the weights.
 
 examples:
   python main.py --config=configs/shapes.py --workdir=runs/shapes
   python main.py --config=configs/shapes.py:boxes --workdir=runs/boxes --config.optim.learning_rate=1e-3
-  python main.py --config=configs/shapes.py --workdir=runs/shapes --mode=eval
-  python main.py --config=configs/shapes.py --workdir=runs/shapes --mode=predict pictures/
+  python main.py --mode=eval --workdir=runs/shapes
+  python main.py --mode=predict --workdir=runs/shapes pictures/
+  python main.py --config=configs/panoptic.py --mode=eval --workdir=runs/published --config.data.root=COCO \\
+      --config.init_from=detr-r50-panoptic
 
 Ctrl-C or SIGTERM ends a training after it has saved the current step, with status 0; a second one ends it at
 once, with status 130. After an error, the status is 1.
@@ -62,14 +72,36 @@ def main(arguments: list[str]) -> None:
             from detr_jax.training.loop import train
 
             train(config, workdir)
-        elif FLAGS.mode == "eval":
+            return
+        _check_weights(config, workdir)
+        if FLAGS.mode == "eval":
             from detr_jax.evaluation.evaluate import evaluate
 
-            evaluate(config, workdir)
+            evaluate(config, workdir, FLAGS.categories)
         else:
             from detr_jax.inference.predict import predict
 
-            predict(config, workdir, images)
+            predict(config, workdir, images, FLAGS.categories)
+
+
+def _check_weights(config: ConfigDict, workdir: str) -> None:
+    """Checks that the weights to evaluate or to predict with are those that the user means.
+
+    The `init_from` of a config file is what its training starts from: without a checkpoint in the workdir, it
+    must not pass for the trained model.
+
+    Raises:
+      MissingFileError: The workdir has no checkpoint, and the command line no `init_from`.
+    """
+    from detr_jax.weights.runs import checkpoint_folder, latest_step
+
+    chosen = "init_from" in config_flags.get_override_values(FLAGS["config"])
+    if latest_step(workdir) is None and not (chosen and config.init_from):
+        start = f" (this config trains from {config.init_from!r})" if config.init_from else ""
+        raise MissingFileError(
+            f"no checkpoint in {checkpoint_folder(workdir)}: train a model there first, set --workdir to the "
+            f"folder of a run, or name other weights with --config.init_from=WEIGHTS{start}"
+        )
 
 
 def parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -86,9 +118,7 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         if any(re.fullmatch("--?(h|help|helpshort|helpfull)", argument) for argument in rest[1:]):
             print(f"Fields of {source}:\n\n{describe_fields(load_config(source))}" if source else HELP)
             sys.exit(0)
-        if not source:
-            raise UserError("no config: set --config=FILE, for example --config=configs/shapes.py")
-        return _parse(load_config(source), rest)
+        return _parse(load_config(source) if source else _config_of_run(rest), rest)
 
 
 def load_config(source: str) -> ConfigDict:
@@ -116,6 +146,41 @@ def load_config(source: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config of {path} returned {config!r}: must return a ConfigDict")
     return config
+
+
+def _config_of_run(arguments: Sequence[str]) -> ConfigDict:
+    """The config that the run in --workdir stored, for --mode=eval and --mode=predict without --config.
+
+    It runs as one process, however many trained the model.
+
+    Raises:
+      UserError: There is no such config, it cannot be read, or the mode needs another.
+    """
+    workdir = _value_of("workdir", arguments)
+    if not workdir or _value_of("mode", arguments) not in ("eval", "predict"):
+        raise UserError("no config: set --config=FILE, for example --config=configs/shapes.py")
+    file = Path(workdir) / "config.json"
+    if not file.is_file():
+        raise MissingFileError(
+            f"no config: set --config=FILE, or set --workdir to the folder of a run; there is no {file}"
+        )
+    try:
+        config = parse_config(file.read_text())
+    except (OSError, UnicodeDecodeError, UserError) as error:
+        reason = "; ".join(str(error).splitlines())
+        raise UserError(f"{file} cannot be used, set --config=FILE: {reason}") from error
+    config.distributed = default_config().distributed
+    return config
+
+
+def _value_of(name: str, arguments: Sequence[str]) -> str:
+    """The last value of a flag, before the flags are parsed; empty if it is not set."""
+    value = ""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, separator, text = argument.partition("=")
+        if flag in (f"--{name}", f"-{name}"):
+            value = text if separator else following
+    return value
 
 
 def _split_config(arguments: Sequence[str]) -> tuple[str, list[str]]:
@@ -147,6 +212,8 @@ def _parse(config: ConfigDict, arguments: list[str]) -> list[str]:
     images = [*FLAGS.images, *positional[1:]]
     if images and FLAGS.mode != "predict":
         raise UserError(f"unexpected argument {images[0]!r}: only --mode=predict takes images")
+    if FLAGS.categories is not None and FLAGS.mode == "train":
+        raise UserError("unexpected --categories: a training takes the categories from its data")
     return positional
 
 

@@ -49,6 +49,7 @@ def write_image(path, shape):
 
 
 PANOPTIC, WORKDIR = "--config=configs/panoptic.py", "--workdir={tmp}/run"
+PACKAGED = "--config.init_from=shapes-panoptic"
 
 
 @pytest.mark.parametrize(
@@ -69,17 +70,27 @@ PANOPTIC, WORKDIR = "--config=configs/panoptic.py", "--workdir={tmp}/run"
         ([PANOPTIC, WORKDIR, "--speed=1"], "Unknown command line flag 'speed'"),
         ([PANOPTIC, WORKDIR, "image.jpg"], "unexpected argument 'image.jpg'"),
         ([PANOPTIC, WORKDIR, "--images=image.jpg"], "unexpected argument 'image.jpg'"),
-        ([PANOPTIC, WORKDIR, "--mode=eval"], "set --config.data.root=FOLDER"),
-        ([PANOPTIC, WORKDIR, "--mode=eval", "--config.data.root=/nowhere"], "/nowhere"),
-        ([PANOPTIC, WORKDIR, "--mode=predict"], "images"),
-        ([PANOPTIC, WORKDIR, "--mode=predict", "{tmp}"], "no images"),
+        ([PANOPTIC, WORKDIR, "--categories=names.json"], "unexpected --categories"),
+        ([PANOPTIC, WORKDIR, PACKAGED, "--mode=eval"], "set --config.data.root=FOLDER"),
+        ([PANOPTIC, WORKDIR, PACKAGED, "--mode=eval", "--config.data.root=/nowhere"], "/nowhere"),
+        ([PANOPTIC, WORKDIR, PACKAGED, "--mode=predict"], "images"),
+        ([PANOPTIC, WORKDIR, PACKAGED, "--mode=predict", "{tmp}"], "no images"),
+        ([WORKDIR, "--mode=eval"], "no config: set --config=FILE, or set --workdir to the folder of a run"),
+        (
+            [PANOPTIC, WORKDIR, "--mode=predict", "{tmp}"],
+            "no checkpoint in {tmp}/run/checkpoints",
+        ),
+        (
+            ["--config=configs/shapes.py", WORKDIR, "--mode=eval"],
+            "or name other weights with --config.init_from=WEIGHTS (this config trains from 'shapes-boxes')",
+        ),
     ],
 )
 def test_reports_a_mistake_on_one_line(arguments, message, tmp_path):
     done = run(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
-    assert message in done.stderr
+    assert message.format(tmp=tmp_path) in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
