@@ -10,6 +10,7 @@ from detr_jax.data.example import Category
 from detr_jax.errors import UserError
 from detr_jax.models.detr import Detr, Params, build_model
 from detr_jax.weights import layouts, tensor_files
+from detr_jax.weights.checkpoint_model import model_of_tensors
 from detr_jax.weights.class_agreement import GivenCategories, categories_of
 from detr_jax.weights.initialize import load_model
 from detr_jax.weights.runs import stored_with
@@ -57,16 +58,18 @@ def load_pretrained(
         validate(config)
         model, params = load_model(str(source), config.model)
     else:
-        config.model.dilation = "dc5" in Path(source).name.lower() if dilation is None else dilation
-        model, params = _load_published(source, config)
+        model, params = _load_published(source, dilation, config)
     return Pretrained(model, params, categories_of(source, model.num_classes, categories), config)
 
 
-def _load_published(source: str | Path, config: ConfigDict) -> tuple[Detr, Params]:
+def _load_published(source: str | Path, dilation: bool | None, config: ConfigDict) -> tuple[Detr, Params]:
     """The model of a checkpoint without a stored config; `config.model` gets what its tensors determine."""
     state = tensor_files.read_state_dict(source)
     config.model.masks = layouts.is_panoptic(state)
-    config.model.update(layouts.model_options_of(state))
+    # What the name or a config.json beside the file tells comes after what the tensors determine.
+    config.model.update(layouts.model_options_of(state) | model_of_tensors(state, str(source)))
+    if dilation is not None:
+        config.model.dilation = dilation
     validate(config)
     model = build_model(config.model)
     return model, layouts.from_state_dict(state, model, str(source))
