@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from detr_jax import __version__
 from detr_jax.runtime.startup import enable_compilation_cache, exit_with_message
+from detr_jax.weights.published import PUBLISHED
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,13 +136,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_predict_options(parser: argparse.ArgumentParser) -> None:
+    panoptic = ", ".join(name for name, model in PUBLISHED.items() if model.panoptic)
     parser.set_defaults(run=predict)
     parser.add_argument("images", nargs="+", help="image files, or folders of images and sub-folders")
     parser.add_argument(
         "--weights",
         required=True,
-        help="checkpoint file (.pth, .safetensors), packaged checkpoint (shapes-panoptic), repository on the "
-        "Hugging Face hub, or folder of a run",
+        help=f"published model, downloaded once ({panoptic}); packaged checkpoint (shapes-panoptic); file "
+        "(.pth, .safetensors); repository on the Hugging Face hub; or folder of a run",
     )
     parser.add_argument(
         "--output", required=True, help="folder to write to; the same command resumes what was stopped"

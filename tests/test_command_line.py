@@ -100,6 +100,13 @@ def test_predict_writes_segmentations(pictures, tmp_path, capsys):
         assert all(segment["score"] > 0.4 for segment in annotation["segments_info"])
 
 
+def test_help_lists_published_models_with_masks(capsys):
+    code, written = fails_with(capsys, "predict", "--help")
+    assert code == 0
+    listed = " ".join(written.out.split())
+    assert "(detr-r50-panoptic, detr-r50-dc5-panoptic, detr-r101-panoptic)" in listed
+
+
 @pytest.mark.slow
 def test_a_killed_prediction_is_resumed(tmp_path):
     write_shapes(tmp_path / "pictures", 300, "validation")

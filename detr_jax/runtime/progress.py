@@ -38,7 +38,7 @@ def progress(unit: str, total: int) -> Iterator[Advance]:
     if console.is_terminal:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit}, {{task.fields[rate]}}"))
         with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as live:
-            task = live.add_task(unit, total=total, rate="")
+            task = live.add_task(unit, total=total, rate="0.0/s")
             count = _Count(unit, total)
 
             def advance() -> None:
