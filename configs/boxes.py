@@ -1,7 +1,7 @@
 r"""Stage 1: boxes and classes of things and stuff, from an ImageNet backbone, with the original's settings.
 
     python main.py --config=configs/boxes.py --workdir=runs/boxes --config.data.root=COCO \
-        --config.init_backbone_from=resnet50.pth
+        --config.init_backbone_from=resnet50
 
 docs/scaling.md estimates 4 images per device of 16 GB, so a batch of 64 takes 16 such devices, or 8 with
 `--config.accumulate_steps=2`. Training with this config has not been run on COCO.

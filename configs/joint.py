@@ -1,7 +1,7 @@
 r"""Boxes, classes and masks together, from an ImageNet backbone or a trained DETR.
 
     python main.py --config=configs/joint.py --workdir=runs/joint --config.data.root=COCO \
-        --config.init_from=detr-r50.pth
+        --config.init_from=detr-r50
 
 Use it also to fine-tune a published panoptic model on your own data. Training with this config has not been
 run on COCO; docs/scaling.md estimates its memory and time per step.

@@ -6,7 +6,7 @@ r"""Stage 2, as in the paper: trains the mask head on a frozen DETR, with the lo
 To evaluate a published model instead, with the same config:
 
     python main.py --config=configs/panoptic.py --mode=eval --workdir=runs/published --config.data.root=COCO \
-        --config.init_from=detr-r50-panoptic.pth
+        --config.init_from=detr-r50-panoptic
 
 Training with this config has not been run on COCO; docs/scaling.md estimates its memory and time per step.
 
