@@ -21,11 +21,12 @@ import runpy
 import sys
 import detr_jax.inference.predict
 
-def predict(config, workdir, images):
+def predict(*arguments):
     list(zip([1], [1, 2], strict=True))
 
 detr_jax.inference.predict.predict = predict
-sys.argv = ["main.py", "--config=configs/shapes.py", "--workdir=unused", "--mode=predict"]
+sys.argv = ["main.py", "--config=configs/shapes.py", "--workdir=unused", "--mode=predict",
+    "--config.init_from=shapes-panoptic"]
 sys.path.insert(0, ".")
 runpy.run_path("main.py", run_name="__main__")
 """
