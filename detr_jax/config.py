@@ -40,7 +40,7 @@ FIELDS: dict[str, Field] = {
     "stage": Field("joint", one_of("boxes", "masks", "joint"),
         "parameters to train: 'boxes', all but the mask head; 'masks', the mask head; 'joint', all"),
     "init_from": Field("", any_text,
-        "checkpoint to start from: a file, the workdir of a run, or the name of a model, see detr_jax.available"),
+        "checkpoint to start from: a file, the workdir of a run, or a name, see detr_jax.available()"),
     "init_backbone_from": Field("", any_text,
         "backbone to start from: an ImageNet ResNet (resnet50, resnet101, or a file), or a DETR"),
     "batch_size": Field(16, at_least(1), "images per training step, over all devices of all hosts"),
