@@ -68,7 +68,7 @@ def read_state_dict(path: str | Path) -> StateDict:
     file = locate(path)
     state: StateDict = {}
     for part in _read_index(file) if file.name.endswith(INDEX) else [file]:
-        state |= _read_safetensors(part) if part.suffix == ".safetensors" else _read_torch(part)
+        state |= _read_safetensors(part) if _is_safetensors(part) else _read_torch(part)
     counted = {name: array for name, array in state.items() if not name.endswith("num_batches_tracked")}
     return unwrapped(counted)
 
@@ -87,7 +87,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
       WeightsError: The file is not a checkpoint, or its config or categories are not valid.
     """
     file = locate(path)
-    if file.suffix != ".safetensors":
+    if not _is_safetensors(file):
         return {}
     from safetensors import SafetensorError, safe_open
 
@@ -127,6 +127,17 @@ def _read_index(file: Path) -> list[Path]:
     try:
         return read_index(file)
     except (UnreadableError, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Whether a file is of the safetensors format, whatever its suffix: blobs in caches have none."""
+    if file.suffix in (".safetensors", ".pth", ".pt", ".bin", ".json"):
+        return file.suffix == ".safetensors"
+    try:
+        with file.open("rb") as opened:
+            return opened.read(9)[8:] == b"{"  # after the length of the header
+    except OSError as error:
         raise _unreadable(file, error) from error
 
 

@@ -129,6 +129,12 @@ def _text(value: Any = "", *_: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def _path(*parts: Any) -> str:
+    if not all(isinstance(part, str) for part in parts):
+        raise UnreadableError("its pickle is damaged")
+    return "/".join(parts)
+
+
 CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -140,5 +146,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "builtins.set": _sequence,
     "__builtin__.set": _sequence,
     "torch.device": _text,
+    "pathlib.PosixPath": _path,
+    "pathlib._local.PosixPath": _path,  # Python 3.13
     "argparse.Namespace": lambda *_: Record(),
 }

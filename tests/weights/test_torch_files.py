@@ -74,7 +74,7 @@ def test_reads_training_checkpoints_of_the_original(zipped, tmp_path):
         "lr_scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5]).state_dict(),
         "epoch": 3,
         "args": argparse.Namespace(
-            lr=1e-4, masks=True, device="cuda", frozen_weights=None, sizes=[1, (2, 3)]
+            lr=1e-4, masks=True, device="cuda", frozen_weights=None, sizes=[1, (2, 3)], output=Path("a/b")
         ),
         "device": torch.device("cpu"),
         "dtype": torch.float32,
