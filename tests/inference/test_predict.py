@@ -186,6 +186,26 @@ def test_what_is_finished_is_not_done_again(predictor, tmp_path):
     assert written_names(tmp_path / "out") == ["b.png", "c.png"]
 
 
+def test_a_run_that_was_killed_while_it_published_is_resumed(predictor, tmp_path):
+    files = [save_image(tmp_path / name, 40, 60) for name in ("a.png", "b.png")]
+    out = tmp_path / "out"
+    run(predictor, files, out)
+    before = (out / "panoptic.json").read_text()
+    for part in ("panoptic", "overlays"):  # as if b.png had not been moved to its place yet
+        (out / ".predictions.partial" / part).mkdir(parents=True)
+        (out / part / "b.png").rename(out / ".predictions.partial" / part / "b.png")
+    (out / "overlays" / "b.png").touch()
+    with (out / ".predictions.jsonl").open("a") as records:
+        records.write('{"image": "c')  # half a line
+    (out / ".predictions.partial" / "panoptic" / "c.png").touch()
+    recording = Recording(predictor)
+    run(recording, files, out)
+    assert recording.segmented == []
+    assert written_names(out) == ["a.png", "b.png"]
+    assert (out / "overlays" / "b.png").stat().st_size > 0
+    assert (out / "panoptic.json").read_text() == before
+
+
 def test_other_settings_do_everything_again(predictor, config, tiny_model, tiny_params, tmp_path):
     file = save_image(tmp_path / "a.png", 40, 60)
     run(predictor, [file], tmp_path / "out")
