@@ -136,7 +136,7 @@ class Predictor:
         *,
         threshold: float | None = None,
         unit_range: bool = False,
-        batch_size: int = 8,
+        batch_size: int = 4,
     ) -> PanopticSegmentation | list[PanopticSegmentation]:
         """The panoptic segmentation of an image, at its original size; of a list of images, a list.
 
@@ -236,7 +236,7 @@ class Predictor:
         threshold: float = 0.7,
         *,
         unit_range: bool = False,
-        batch_size: int = 8,
+        batch_size: int = 4,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
         """Detects the things in an image, and the stuff if the model has stuff classes, as boxes.
 

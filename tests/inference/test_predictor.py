@@ -151,7 +151,7 @@ def small_predictor(model, params):
 
 def test_a_list_runs_in_batches_and_returns_a_list_in_order(tiny_model, tiny_params):
     predictor = small_predictor(tiny_model, tiny_params)
-    sizes = [(50, 70), (70, 50), (40, 60), (50, 70), (64, 64)]
+    sizes = [(50, 70), (70, 50), (40, 60), (50, 70)]
     images = [make.image(*size, seed) for seed, size in enumerate(sizes)]
     results = predictor(images, batch_size=2)
     assert [result.segment_map.shape for result in results] == sizes
@@ -159,8 +159,8 @@ def test_a_list_runs_in_batches_and_returns_a_list_in_order(tiny_model, tiny_par
         alone = predictor(image)
         assert np.mean(alone.segment_map != result.segment_map) < 0.01  # rounding may decide a pixel
         assert len(alone.segments_info) == len(result.segments_info)
-    boxes = predictor.detect(tuple(images[:2]), 0.0)
-    assert [len(found) for found in boxes] == [len(predictor.detect(image, 0.0)) for image in images[:2]]
+    boxes = predictor.detect(tuple(images[2:]), 0.0, batch_size=1)
+    assert boxes == [predictor.detect(image, 0.0) for image in images[2:]]
     assert predictor([]) == []
 
 
@@ -286,7 +286,8 @@ PREDICTS = """
 import jax
 jax.jit(lambda x: x + 1.0)(jax.numpy.ones(3))  # something was compiled before
 from detr_jax import Predictor
-Predictor.from_pretrained("shapes-panoptic").warmup([(96, 96)])
+predictor = Predictor.from_pretrained("shapes-panoptic")
+jax.jit(lambda x: x @ x)(jax.numpy.ones((3, 3)))
 """
 
 
@@ -294,8 +295,9 @@ Predictor.from_pretrained("shapes-panoptic").warmup([(96, 96)])
 def test_compiled_programs_are_kept_on_disk(tmp_path, variables):
     inherited = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
     variables = {name: str(tmp_path / value) for name, value in variables.items()}
-    env = inherited | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | variables
+    every_program = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    env = inherited | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | every_program | variables
     subprocess.run([sys.executable, "-c", PREDICTS], env=env, check=True)
     (folder,) = tmp_path.iterdir()
     assert folder.name == ("chosen" if variables else "cache")
-    assert list(folder.rglob("*-cache"))
+    assert any("lambda" in file.name for file in folder.rglob("*-cache"))
