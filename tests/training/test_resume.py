@@ -95,3 +95,17 @@ def test_a_field_that_the_stored_config_lacks_has_its_default(workdir):
     config.model.position = "learned"
     with pytest.raises(UserError, match="model.position is 'learned', was 'sine'"):
         check_same_run(workdir, config, FIELD)
+
+
+def test_the_model_that_followed_init_from_follows_it_again(tmp_path):
+    config, source = small_run(), Shapes("train", 1)
+    config.init_from, source.categories = "start.pth", FIELD
+    save_description(tmp_path, config, build_model(config.model), source)
+    again = small_run()
+    again.init_from = "start.pth"
+    again.model.update({"num_queries": 100, "norm": "frozen_batch"})  # the defaults
+    check_same_run(tmp_path, again, FIELD)
+    assert (again.model.num_queries, again.model.norm) == (12, "group")
+    again.model.num_queries = 50
+    with pytest.raises(UserError, match="a different model: .*\n  model.num_queries is 50, was 12"):
+        check_same_run(tmp_path, again, FIELD)
