@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import resource
 import socket
 import stat
 import subprocess
@@ -184,9 +183,11 @@ def test_a_server_that_is_down_or_silent(server, monkeypatch):
 
 
 _FETCH = f"""
-import sys
+import resource, sys
 from detr_jax.errors import UserError
 from detr_jax.weights import downloads
+if len(sys.argv) > 1:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 try:
     print(downloads.fetch("https://example.org/{NAME}"))
 except UserError as error:
@@ -197,8 +198,7 @@ except UserError as error:
 def test_a_full_disk_is_one_line_and_resumes(server):
     """A limit on the size of files stands for the disk."""
     full = subprocess.run(
-        [sys.executable, "-c", _FETCH],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+        [sys.executable, "-c", _FETCH, "300000"],
         capture_output=True,
         text=True,
     )
