@@ -21,11 +21,11 @@ import jax
 import measure
 import numpy as np
 import peer
+from scipy import special
 from train_step import make_batch
 
 from detr_jax.config import default_config
 from detr_jax.data.batches import Batch
-from detr_jax.inference.fusion import surviving_queries
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
@@ -43,7 +43,7 @@ def inference(model: Detr, params: Params, batch: Batch) -> Callable[[], Any]:
     config = default_config()
     arguments = config, model, parallel.replicate(params), peer.CATEGORIES
     outputs, _ = Segmenter.from_config(*arguments).detect(batch.image, batch.size)
-    scores = np.sort(surviving_queries(outputs.logits[0], 0.0, peer.CATEGORIES).scores)[::-1]
+    scores = np.sort(special.softmax(outputs.logits[0], -1)[:, :-1].max(-1))[::-1]
     config.eval.threshold = float(scores[MASKS])
     segmenter = Segmenter.from_config(*arguments)
 

@@ -179,16 +179,21 @@ def evaluate_panoptic(
     quality = make_quality(segmenter.categories, backend)
     dropped: list[int] = []
     for batch, examples in batches:
-        assert batch.orig_size is not None  # on the host
-        predictions, _ = segmenter.segment(batch.image, batch.size, batch.orig_size)
-        pairs = list(zip(examples, predictions, strict=False))  # the last batch is padded
-        dropped += [prediction.not_finite for _, prediction in pairs]
+        # The last batch is padded.
         if isinstance(quality, PanopticQuality):
-            _add_overlaps(quality, pairs)
+            maps = [example.segment_map for example in examples]
+            predictions, tables, _ = segmenter.compare(batch.image, batch.size, maps)
+            for example, prediction, table in zip(examples, predictions, tables, strict=False):
+                truth = segments_info(example, segmenter.categories)
+                quality.add(table, truth, prediction.segments_info, example.image_id)
         else:
-            for example, prediction in pairs:
-                truth = from_example(example, segmenter.categories)
-                quality.update(truth, prediction.fetch(), example.image_id)
+            assert batch.orig_size is not None  # on the host
+            predictions, _ = segmenter.segment(batch.image, batch.size, batch.orig_size)
+            for example, prediction in zip(examples, predictions, strict=False):
+                official_truth = from_example(example, segmenter.categories)
+                quality.update(official_truth, prediction.fetch(), example.image_id)
+        pairs = list(zip(examples, predictions, strict=False))
+        dropped += [prediction.not_finite for _, prediction in pairs]
         if on_image is not None:
             for example, prediction in pairs:
                 on_image(example, prediction)
@@ -255,14 +260,6 @@ def _log_dropped(counts: list[int]) -> None:
     found = [count for part in parallel.gather(counts) for count in part if count]
     if found:
         log(describe_dropped(sum(found), len(found)))
-
-
-def _add_overlaps(quality: PanopticQuality, pairs: list[tuple[Example, DeviceSegmentation]]) -> None:
-    """Compares segment maps on the devices of the predictions, and copies only the pixel counts."""
-    tables = [prediction.overlaps(example.segment_map, len(example.labels)) for example, prediction in pairs]
-    for (example, prediction), table in zip(pairs, jax.device_get(tables), strict=True):
-        truth = segments_info(example, quality.categories)
-        quality.add(table, truth, prediction.segments_info, example.image_id)
 
 
 def _draw_first(count: int, folder: Path, categories: tuple[Category, ...]) -> OnImage:

@@ -1,27 +1,32 @@
-"""Runs a model on batches of images on all local devices: detections and panoptic segmentations.
+"""Runs a model on batches of images on all local devices: panoptic segmentations, boxes, masks of queries."""
 
-The detector runs first. The host then selects the queries above the confidence threshold, and the mask head
-runs on those alone.
-"""
-
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 from ml_collections import ConfigDict
 
 from detr_jax.data.example import Category
 from detr_jax.inference.device_segmentation import DeviceSegmentation
-from detr_jax.inference.fusion import FusionRules, fuse, surviving_queries
+from detr_jax.inference.fusion import FusionRules, kinds_of_classes, nearest_indices
+from detr_jax.inference.segmentation_program import (
+    Resizing,
+    Segments,
+    TrueMaps,
+    segment,
+    segment_and_compare,
+)
 from detr_jax.models import detr
-from detr_jax.models.detr import Detr, Outputs, Params
+from detr_jax.models.detr import PAIRS_PER_ROUND, Detr, Outputs, Params
 from detr_jax.models.mask_head import Features
-from detr_jax.ops.mask_pairs import pad_pairs, padded_length, query_pairs
+from detr_jax.ops.mask_pairs import pad_pairs, query_pairs
 from detr_jax.runtime import parallel
+
+# A CPU is busy with few masks at a time, so that small rounds waste less of the last one.
+_PAIRS_PER_ROUND_ON_CPU = 4
 
 
 class QueryOutputs(NamedTuple):
@@ -36,6 +41,15 @@ class QueryOutputs(NamedTuple):
     boxes: Float32[np.ndarray, "batch queries 4"]
 
 
+class _Programs(NamedTuple):
+    """The programs of a model, as functions of (params, ...), which outlive any parameters."""
+
+    segment: Callable[..., Any]
+    compare: Callable[..., Any]
+    detect: Callable[..., Any]
+    predict_masks: Callable[..., Any]
+
+
 class Segmenter:
     """Runs a model with fixed parameters on batches of images."""
 
@@ -45,7 +59,6 @@ class Segmenter:
         params: Params,
         categories: tuple[Category, ...],
         rules: FusionRules,
-        pair_lengths: Sequence[int],
         devices: Sequence[jax.Device] | None = None,
     ):
         """Compiles nothing yet. All segmenters of one model on the same devices share their programs.
@@ -55,13 +68,12 @@ class Segmenter:
           params: Parameters of the model, already on the devices (`parallel.replicate`).
           categories: Categories of the model's classes.
           rules: Thresholds of the fusion of masks.
-          pair_lengths: Static lengths of the mask head's pair lists, per image.
           devices: Devices to run on; all local devices by default.
         """
-        self.model, self.params, self.categories = model, params, categories
-        self.rules, self.pair_lengths = rules, tuple(pair_lengths)
+        self.model, self.params, self.categories, self.rules = model, params, categories, rules
         self.devices = None if devices is None else tuple(devices)
-        self._detect, self._predict_masks = _compiled_programs(model, self.devices)
+        self._kinds = kinds_of_classes(categories, model.num_classes)
+        self._programs = _compiled_programs(model, self.devices)
 
     @classmethod
     def from_config(
@@ -72,7 +84,7 @@ class Segmenter:
         categories: tuple[Category, ...],
         devices: Sequence[jax.Device] | None = None,
     ) -> "Segmenter":
-        """A segmenter with the fusion rules and pair lengths of a config.
+        """A segmenter with the fusion rules of a config.
 
         Args:
           config: Whole config, see `default_config`.
@@ -81,13 +93,12 @@ class Segmenter:
           categories: Categories of the model's classes.
           devices: Devices to run on; all local devices by default.
         """
-        rules = FusionRules.from_config(config.eval)
-        return cls(model, params, categories, rules, config.pair_lengths, devices)
+        return cls(model, params, categories, FusionRules.from_config(config.eval), devices)
 
     def detect(
         self, images: UInt8[np.ndarray, "batch height width 3"], size: Int[np.ndarray, "batch 2"]
     ) -> tuple[QueryOutputs, Features]:
-        """Runs the detector.
+        """Runs the detector alone.
 
         Args:
           images: RGB images, top-left aligned.
@@ -100,45 +111,49 @@ class Segmenter:
           UserError: The batch size is not divisible by the number of devices.
         """
         images, size = parallel.shard((images, size.astype(np.int32)), self.devices)
-        outputs = self._detect(self.params, images, size)
-        return QueryOutputs(_on_host(outputs.logits), _on_host(outputs.boxes)), outputs.features
+        outputs = self._programs.detect(self.params, images, size)
+        return QueryOutputs(
+            parallel.on_host(outputs.logits), parallel.on_host(outputs.boxes)
+        ), outputs.features
 
     def predict_masks(
         self,
         features: Features,
         size: Int[np.ndarray, "batch 2"],
         queries: Sequence[Int[np.ndarray, " _"]],
-    ) -> list[Float[Array, "pairs quarter_height quarter_width"]]:
+    ) -> list[Float[np.ndarray, "pairs quarter_height quarter_width"]]:
         """Mask logits of selected queries, at a quarter of the resolution.
 
         Args:
           features: Features of the images, from `detect`.
           size: Valid height and width of each image, in pixels.
-          queries: Indices of the selected queries of each image.
+          queries: Indices of the selected queries of each image. Each number of queries compiles a program.
 
         Returns:
-          One array per device: the pairs of the device's images in order, followed by padding.
+          One array per device, on the host: the pairs of the device's images in order, followed by padding.
         """
         count = parallel.device_count(self.devices)
         images = len(queries) // count
         pairs = [query_pairs(queries[start : start + images]) for start in range(0, len(queries), images)]
-        length = padded_length(max(map(len, pairs)), images, self.pair_lengths)
-        padded = np.stack([pad_pairs(device_pairs, length) for device_pairs in pairs])
+        padded = np.stack([pad_pairs(device_pairs, max(map(len, pairs))) for device_pairs in pairs])
         size = size.astype(np.int32).reshape(count, images, 2)
-        return parallel.local_parts(self._predict_masks(self.params, features, size, padded))
+        found = self._programs.predict_masks(self.params, features, size, padded)
+        return [np.asarray(part)[0] for part in parallel.shards(found)]
 
     def segment(
         self,
         images: UInt8[np.ndarray, "batch height width 3"],
         size: Int[np.ndarray, "batch 2"],
         orig_size: Int[np.ndarray, "batch 2"],
+        rules: FusionRules | None = None,
     ) -> tuple[list[DeviceSegmentation], QueryOutputs]:
-        """Panoptic segmentations of a batch. Each image is fused on the device that ran it.
+        """Panoptic segmentations of a batch. One program for each shape of `images` does all of it.
 
         Args:
           images: RGB images, top-left aligned.
           size: Valid height and width of each image, in pixels.
           orig_size: Height and width of each returned map, in pixels.
+          rules: Thresholds of the fusion; by default those of the segmenter. Others compile nothing.
 
         Returns:
           One segmentation per image, its map still on a device, and the outputs of all queries.
@@ -146,37 +161,141 @@ class Segmenter:
         Raises:
           UserError: The batch size is not divisible by the number of devices.
         """
-        outputs, features = self.detect(images, size)
-        survivors = [
-            surviving_queries(logits, self.rules.threshold, self.categories) for logits in outputs.logits
+        segments = self._programs.segment(*self._arguments(images, size, orig_size, rules))
+        return self._results(segments, size, orig_size)
+
+    def compare(
+        self,
+        images: UInt8[np.ndarray, "batch height width 3"],
+        size: Int[np.ndarray, "batch 2"],
+        segment_maps: Sequence[UInt8[np.ndarray, "_ _"]],
+    ) -> tuple[list[DeviceSegmentation], list[Int32[np.ndarray, "true_segments segments"]], QueryOutputs]:
+        """Panoptic segmentations of a batch, and their overlaps with annotated maps.
+
+        Args:
+          images: RGB images, top-left aligned.
+          size: Valid height and width of each image, in pixels.
+          segment_maps: Segment numbers of the annotated maps at the original sizes, 0 is void; missing for
+            images that pad the batch.
+
+        Returns:
+          One segmentation per image, its map still on a device; the table of `DeviceSegmentation.overlaps`
+          for each of `segment_maps`; and the outputs of all queries.
+
+        Raises:
+          UserError: The batch size is not divisible by the number of devices.
+        """
+        orig_size = np.ones((len(images), 2), np.int32)
+        for index, segment_map in enumerate(segment_maps):
+            orig_size[index] = segment_map.shape
+        fits = np.all(orig_size <= images.shape[1:3], axis=1)
+        truth = parallel.shard(_true_maps(images.shape[:3], size, segment_maps, fits), self.devices)
+        arguments = self._arguments(images, size, orig_size, None)
+        segments, tables = self._programs.compare(*arguments, truth)
+        found, outputs = self._results(segments, size, orig_size)
+        counted = list(parallel.on_host(tables)[: len(segment_maps)])
+        for index, segment_map in enumerate(segment_maps):
+            if not fits[index]:  # it is larger than the input of the model
+                counted[index] = found[index].overlaps(segment_map, int(segment_map.max()))
+        return found, counted, outputs
+
+    def _arguments(
+        self,
+        images: UInt8[np.ndarray, "batch height width 3"],
+        size: Int[np.ndarray, "batch 2"],
+        orig_size: Int[np.ndarray, "batch 2"],
+        rules: FusionRules | None,
+    ) -> tuple[Any, ...]:
+        """The arguments of the program `segment`."""
+        axes = [_axes(*sizes) for sizes in zip(size.tolist(), orig_size.tolist(), strict=True)]
+        repeats: Any = [
+            np.stack([np.bincount(image[axis], minlength=length) for image in axes]).astype(np.int32)
+            for axis, length in enumerate(images.shape[1:3])
         ]
-        if any(len(found.queries) for found in survivors):
-            mask_logits: Sequence[Any] = self.predict_masks(
-                features, size, [found.queries for found in survivors]
+        repeats = Resizing(*repeats)
+        sharded = parallel.shard((images, size.astype(np.int32), repeats), self.devices)
+        return self.params, *sharded, self._kinds, (rules or self.rules).for_device()
+
+    def _results(
+        self, segments: Segments, size: Int[np.ndarray, "batch 2"], orig_size: Int[np.ndarray, "batch 2"]
+    ) -> tuple[list[DeviceSegmentation], QueryOutputs]:
+        """The results of the program `segment`, by image."""
+        canvases = parallel.shards(segments.canvas)  # (1, images, height, width) each
+        host = Segments(
+            canvas=segments.canvas,
+            **{
+                name: parallel.on_host(getattr(segments, name))
+                for name in Segments._fields
+                if name != "canvas"
+            },
+        )
+        per_device = len(size) // len(canvases)
+        found = [
+            DeviceSegmentation(
+                canvases[index // per_device],
+                index % per_device,
+                *_axes(size[index].tolist(), orig_size[index].tolist()),
+                _segments_info(host, index, self.categories),
+                self.categories,
+                int(host.not_finite[index]),
             )
-        else:
-            mask_logits = [np.zeros((0, 1, 1), np.float32)]
-        per_device = len(images) // len(mask_logits)
-        segmentations = []
-        for device, logits in enumerate(mask_logits):
-            part = slice(device * per_device, (device + 1) * per_device)
-            segmentations += fuse(
-                survivors[part], logits, size[part], orig_size[part], self.categories, self.rules
-            )
-        lost = (~np.isfinite(outputs.logits).all(-1)).sum(-1).tolist()  # these queries never survive
-        for index, count in enumerate(lost):
-            if count:
-                found = segmentations[index]
-                segmentations[index] = dataclasses.replace(found, not_finite=found.not_finite + count)
-        return segmentations, outputs
+            for index in range(len(size))
+        ]
+        return found, QueryOutputs(np.asarray(host.logits), np.asarray(host.boxes))
+
+
+def _axes(size: Sequence[int], orig_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Canvas row and column of every row and column of an image at its original size."""
+    rows, columns = map(nearest_indices, size, orig_size)
+    return rows, columns
+
+
+def _true_maps(
+    shape: tuple[int, ...],
+    size: Int[np.ndarray, "batch 2"],
+    segment_maps: Sequence[UInt8[np.ndarray, "_ _"]],
+    fits: np.ndarray,
+) -> TrueMaps:
+    """Annotated maps, padded to the shape of a batch; those that do not fit are left empty."""
+    batch, height, width = shape
+    lengths = (batch, 2), (batch, height), (batch, width)
+    empty: Any = [np.zeros(length, np.int32) for length in lengths]
+    maps = TrueMaps(np.zeros(shape, np.uint8), *empty)  # type: ignore[arg-type]
+    for index, segment_map in enumerate(segment_maps):
+        if fits[index]:
+            rows, columns = _axes(size[index].tolist(), segment_map.shape)
+            maps.segments[index, : len(rows), : len(columns)] = segment_map
+            maps.sizes[index] = segment_map.shape
+            maps.rows[index, : len(rows)], maps.columns[index, : len(columns)] = rows, columns
+    return maps
+
+
+def _segments_info(segments: Segments, index: int, categories: Sequence[Category]) -> list[dict[str, Any]]:
+    """COCO's `segments_info` of one image of a batch, from results on the host."""
+    isthing = {category.id: category.isthing for category in categories}
+    return [
+        {
+            "id": number,
+            "category_id": int(segments.classes[index, query]),
+            "isthing": isthing[int(segments.classes[index, query])],
+            "area": int(segments.areas[index, query]),
+            "score": float(segments.scores[index, query]),
+        }
+        for number, query in enumerate(np.flatnonzero(segments.visible[index]), 1)
+    ]
 
 
 @functools.cache
-def _compiled_programs(
-    model: Detr, devices: tuple[jax.Device, ...] | None
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The detector and the mask head as programs of (params, ...), which outlive any parameters."""
-    return (
+def _compiled_programs(model: Detr, devices: tuple[jax.Device, ...] | None) -> _Programs:
+    platform = (devices or jax.local_devices())[0].platform
+    per_round = _PAIRS_PER_ROUND_ON_CPU if platform == "cpu" else PAIRS_PER_ROUND
+    # Kinds of classes and rules are the same on all devices.
+    axes = (0, 0, 0, 0, None, None)
+    return _Programs(
+        parallel.per_device(functools.partial(segment, model, per_round), devices, in_axes=axes),
+        parallel.per_device(
+            functools.partial(segment_and_compare, model, per_round), devices, in_axes=(*axes, 0)
+        ),
         parallel.per_device(functools.partial(detect_last_layer, model), devices),
         parallel.per_device(functools.partial(detr.predict_masks, model), devices),
     )
@@ -191,8 +310,3 @@ def detect_last_layer(
     """`detr.detect` with the outputs of the last decoder layer alone, without the layer axis."""
     outputs = detr.detect(model, params, images, size)
     return outputs._replace(logits=outputs.logits[-1], boxes=outputs.boxes[-1])
-
-
-def _on_host(x: Array) -> Float32[np.ndarray, "batch ..."]:
-    """Copies (devices, images, ...) to the host as (batch, ...)."""
-    return np.concatenate([np.asarray(part) for part in parallel.local_parts(x)])

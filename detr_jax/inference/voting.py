@@ -1,10 +1,12 @@
-"""Device programs of the fusion of masks: votes of queries, duplicates, and pixels shared by two maps."""
+"""Votes of queries for the pixels of panoptic maps, as functions of device arrays.
 
-import functools
+A *pair* is an image of the batch and one of its queries. Pairs come in the order of their images.
+"""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int16, Int32, UInt8
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32, UInt8
 
 from detr_jax.models.mask_head import MASK_STRIDE
 from detr_jax.ops.padding import ceil_div
@@ -18,7 +20,6 @@ LARGEST_DROPPED_AREA = 4
 _Round = tuple[Array, Array, Array, Array, Array]
 
 
-@jax.jit
 def vote_until_stable(
     mask_logits: Float[Array, "pairs height width"],
     image: Int[Array, " pairs"],
@@ -27,14 +28,14 @@ def vote_until_stable(
     sizes: Int[Array, "batch 2"],
     row_repeats: Int[Array, "batch canvas_height"],
     column_repeats: Int[Array, "batch canvas_width"],
-) -> tuple[Int16[Array, "batch canvas_height canvas_width"], Int32[Array, " pairs"], Bool[Array, " pairs"]]:
+) -> tuple[Int[Array, "batch canvas_height canvas_width"], Int32[Array, " pairs"], Bool[Array, " pairs"]]:
     """Assigns pixels to pairs by vote, and repeats the vote without tiny segments until none is left.
 
     Areas at the original size are sums of `row_repeats * column_repeats` over the canvas, so no map of that
     size is needed. Only images that lost a segment vote again.
 
     Args:
-      mask_logits: Mask logits of each (image, query) pair, at a quarter of the canvas size.
+      mask_logits: Mask logits of each pair, at a quarter of the canvas size.
       image: Index of each pair's image, in the order of images; -1 for pairs that do not vote.
       first_votes: Index of the pair whose segment each pair votes for in the first round.
       later_votes: Index of the pair whose segment each pair votes for in all later rounds.
@@ -47,9 +48,9 @@ def vote_until_stable(
       segment in pixels at the original size; and whether each pair has a segment.
     """
     void = len(image)
-    first_votes, later_votes = (_led_by_voters(votes, image >= 0) for votes in (first_votes, later_votes))
+    dtype = jnp.int16 if void <= np.iinfo(jnp.int16).max else jnp.int32
     weights = row_repeats[:, :, None] * column_repeats[:, None, :]
-    blank = jnp.full(weights.shape, void, jnp.int16)
+    blank = jnp.full(weights.shape, void, dtype)
 
     def vote(state: _Round) -> _Round:
         kept, votes, winners, _, redo = state
@@ -65,15 +66,24 @@ def vote_until_stable(
     visible = kept & (areas > 0)
     per_image = jnp.zeros(len(sizes), jnp.int32).at[image].add(visible)
     before = jnp.cumsum(per_image) - per_image  # pairs are in the order of their images
-    numbers = jnp.where(visible, jnp.cumsum(visible) - before[image], 0).astype(jnp.int16)
-    return jnp.append(numbers, jnp.int16(0))[winners], areas, visible
+    numbers = jnp.where(visible, jnp.cumsum(visible) - before[image], 0).astype(dtype)
+    return jnp.append(numbers, jnp.zeros(1, dtype))[winners], areas, visible
 
 
-def _led_by_voters(votes: Int[Array, " pairs"], voting: Bool[Array, " pairs"]) -> Int[Array, " pairs"]:
-    """The votes, with the first voting pair of each segment in place of one that does not vote."""
-    none = len(votes)
-    first = jnp.full(none, none).at[votes].min(jnp.where(voting, jnp.arange(none), none))
-    return jnp.minimum(first[votes], none - 1).astype(votes.dtype)
+def merged_stuff(
+    image: Int[Array, " pairs"], classes: Int[Array, " pairs"], is_stuff: Bool[Array, " pairs"]
+) -> Int32[Array, " pairs"]:
+    """For each pair, the first pair of the same image and stuff class; for a thing, the pair itself.
+
+    Args:
+      image: Index of each pair's image; -1 for pairs that do not vote, which no other pair votes for.
+      classes: Class of each pair.
+      is_stuff: Whether that class is stuff.
+    """
+    numbers = jnp.arange(len(image), dtype=jnp.int32)
+    same = (image[:, None] == image) & (classes[:, None] == classes) & is_stuff & (image >= 0)
+    first = jnp.where(same, numbers, len(image)).min(1)
+    return jnp.where(is_stuff & (image >= 0), first, numbers)
 
 
 def _winning_pairs(
@@ -82,8 +92,8 @@ def _winning_pairs(
     active: Bool[Array, " pairs"],
     votes: Int[Array, " pairs"],
     sizes: Int[Array, "batch 2"],
-    winners: Int16[Array, "batch canvas_height canvas_width"],
-) -> Int16[Array, "batch canvas_height canvas_width"]:
+    winners: Int[Array, "batch canvas_height canvas_width"],
+) -> Int[Array, "batch canvas_height canvas_width"]:
     """The vote of the active pair with the largest mask logit, for each pixel; the first pair wins a tie.
 
     A loop over the active pairs keeps memory independent of their number, and skips the others.
@@ -100,14 +110,13 @@ def _winning_pairs(
         )[0]
         wins = logits > best[index]
         best = best.at[index].set(jnp.where(wins, logits, best[index]))
-        winners = winners.at[index].set(jnp.where(wins, votes[pair].astype(jnp.int16), winners[index]))
+        winners = winners.at[index].set(jnp.where(wins, votes[pair].astype(winners.dtype), winners[index]))
         return best, winners
 
     best = jnp.full(winners.shape, -jnp.inf)
     return jax.lax.fori_loop(0, active.sum(), challenge, (best, winners))[1]
 
 
-@jax.jit
 def finite_pairs(
     mask_logits: Float[Array, "pairs height width"],
     image: Int[Array, " pairs"],
@@ -116,7 +125,7 @@ def finite_pairs(
     """Index of each pair's image; -1 for padding, and for pairs with a mask logit that is not finite.
 
     Args:
-      mask_logits: Mask logits of each (image, query) pair, at a quarter of the image size.
+      mask_logits: Mask logits of each pair, at a quarter of the image size.
       image: Index of each pair's image, -1 for padding.
       sizes: Valid height and width of each image, in pixels.
     """
@@ -133,7 +142,6 @@ def _valid_pixels(
     return (rows < height)[:, :, None] & (columns < width)[:, None, :]
 
 
-@jax.jit
 def distinct_pairs(
     mask_logits: Float[Array, "pairs height width"],
     image: Int[Array, " pairs"],
@@ -147,7 +155,7 @@ def distinct_pairs(
     `duplicate_iou`. A mask is the region of positive logits.
 
     Args:
-      mask_logits: Mask logits of each (image, query) pair, at a quarter of the image size.
+      mask_logits: Mask logits of each pair, at a quarter of the image size.
       image: Index of each pair's image, -1 for padding.
       scores: Class probability of each pair.
       sizes: Valid height and width of each image, in pixels.
@@ -167,10 +175,8 @@ def distinct_pairs(
     return jax.lax.fori_loop(0, len(image), consider, jnp.zeros(len(image), bool))
 
 
-@functools.partial(jax.jit, static_argnames="shape")
 def joint_histogram(
-    canvas: Int16[Array, "batch canvas_height canvas_width"],
-    index: Int[Array, ""],
+    canvas: Int[Array, "canvas_height canvas_width"],
     rows: Int[Array, " height"],
     columns: Int[Array, " width"],
     other: UInt8[Array, "height width"],
@@ -180,8 +186,7 @@ def joint_histogram(
     """Counts the pixels of each combination of segments in two maps.
 
     Args:
-      canvas: Segment maps of a batch, at the size of the model's input.
-      index: Index of the image in the batch.
+      canvas: Segment map of an image, at the size of the model's input.
       rows: Canvas row of each row of the other map, padded.
       columns: Canvas column of each column of the other map, padded.
       other: Segment numbers of the other map, padded.
@@ -191,7 +196,7 @@ def joint_histogram(
     Returns:
       Pixel counts; rows are segments of the other map, columns those of the canvas.
     """
-    segments = canvas[index][rows][:, columns].astype(jnp.int32)
+    segments = canvas[rows][:, columns].astype(jnp.int32)
     bins = other.astype(jnp.int32) * shape[1] + segments
     valid = (jnp.arange(len(rows)) < size[0])[:, None] & (jnp.arange(len(columns)) < size[1])
     bins = jnp.where(valid, bins, shape[0] * shape[1])  # out of range, so dropped

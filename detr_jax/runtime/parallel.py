@@ -61,7 +61,7 @@ def per_device(
     - `per_device` would remove the device axis from each argument and add it to each result;
     - with several processes, `replicate` and `shard` would build global arrays
       (`jax.make_array_from_process_local_data`), where pmap takes and returns process-local ones;
-    - so `TrainStep` would read the `local_parts` of the costs, as evaluation and metrics already do.
+    - so `TrainStep` would read the `shards` of the costs, as evaluation and metrics already do.
 
     Args:
       function: Function of one device's arrays. A module-level function or a `functools.partial` of one:
@@ -132,13 +132,18 @@ def _sharding(devices: tuple[jax.Device, ...] | None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def local_parts(array: Shaped[Array, "devices ..."]) -> list[Shaped[Array, "..."]]:
-    """The parts of an array with a device axis: one per local device, left on it, without that axis.
+def shards(array: Shaped[Array, "devices ..."]) -> list[Shaped[Array, "1 ..."]]:
+    """The parts of an array with a device axis: one per local device, in order, left on it.
 
-    Unlike `array[index]`, this moves nothing between devices.
+    Unlike `array[index]`, this moves nothing between devices and runs no program.
     """
-    shards = sorted(array.addressable_shards, key=lambda part: part.index[0].start or 0)
-    return [part.data[0] for part in shards]
+    parts = sorted(array.addressable_shards, key=lambda part: part.index[0].start or 0)
+    return [part.data for part in parts]
+
+
+def on_host(array: Shaped[Array, "devices images ..."]) -> Shaped[np.ndarray, "batch ..."]:
+    """Copies an array with a device axis to the host, as one batch without that axis. Runs no program."""
+    return np.concatenate([np.asarray(part)[0] for part in shards(array)])
 
 
 def unreplicate(tree: Any) -> Any:

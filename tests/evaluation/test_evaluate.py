@@ -8,6 +8,7 @@ from compiled_programs import run_on_devices
 from PIL import Image
 from tiny import small_run
 
+from detr_jax.data.batches import Batch
 from detr_jax.data.pipeline import eval_data, load_source
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.evaluation import evaluate as evaluation
@@ -156,66 +157,44 @@ def test_validates_the_config_before_reading_data(config, tmp_path):
 
 
 ON_FOUR_DEVICES = """
-import json, tempfile
+import json
 import jax
 from tiny import small_run
-from detr_jax.data.pipeline import load_source
-from detr_jax.evaluation.evaluate import evaluate_model
-from detr_jax.inference import device_segmentation, fusion
+from detr_jax.data.pipeline import eval_data, load_source
+from detr_jax.evaluation.evaluate import evaluate_panoptic
+from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.detr import build_model, init_params
 from detr_jax.runtime import parallel
-from detr_jax.runtime.reporting import Reporter
-
-def ids(*arrays):
-    return sorted({device.id for array in jax.tree.leaves(arrays) for device in array.devices()})
-
-def record(module, name, calls, images):
-    original = getattr(module, name)
-    def call(*arguments):
-        result = original(*arguments)
-        calls.append([images(*arguments), ids(arguments[0]), ids(result)])
-        return result
-    setattr(module, name, call)
 
 config = small_run()
-config.eval.threshold, config.eval.pictures, config.eval.batch_size, config.data.eval_count = 0.0, 0, 8, 8
-votes, histograms = [], []
-record(fusion, "vote_until_stable", votes, lambda logits, image, *_: sorted(set(image.tolist()) - {-1}))
-record(device_segmentation, "joint_histogram", histograms, lambda canvas, index, *_: int(index))
+config.eval.threshold, config.eval.batch_size, config.data.eval_count = 0.0, 8, 8
 model = build_model(config.model)
 params = parallel.replicate(jax.device_get(init_params(model, jax.random.key(0))))
 source = load_source(config.data, "eval")
-result = evaluate_model(config, model, params, source, Reporter(tempfile.mkdtemp()), 0, last=False)
-print(json.dumps({"votes": votes, "histograms": histograms, "pq": result["All"]["pq"]}))
+segmenter = Segmenter.from_config(config, model, params, source.categories)
+devices = []
+record = lambda example, found: devices.append([device.id for device in found.canvas.devices()])
+result, _ = evaluate_panoptic(segmenter, eval_data(source, config), "stream", record)
+print(json.dumps({"devices": devices, "pq": result["All"]["pq"]}))
 """
 
 
 @pytest.fixture(scope="module")
 def four_devices(tmp_path_factory):
-    """Fusion calls and compiled programs when 8 images are evaluated in one batch on 4 devices."""
+    """Devices of the results and compiled programs when 8 images are evaluated in one batch on 4 devices."""
     output, programs = run_on_devices(ON_FOUR_DEVICES, 4, tmp_path_factory.mktemp("hlo"))
     return json.loads(output.splitlines()[-1]), programs
 
 
-def test_on_four_devices_no_program_has_a_collective(four_devices):
+def test_on_four_devices_one_program_runs_on_all_of_them_without_collectives(four_devices):
     _, programs = four_devices
-    assert len(programs) > 10
+    assert [program.name for program in programs if program.devices > 1] == ["jit__fun"]  # pmap's name
     assert [program for program in programs if program.collectives] == []
 
 
-def test_on_four_devices_only_detector_and_mask_head_run_on_all_devices(four_devices):
-    _, programs = four_devices
-    spread = [program.name for program in programs if program.devices > 1]
-    assert spread == ["jit__fun"] * 2  # as pmap names its programs
-    assert {program.devices for program in programs} == {1, 4}
-
-
-def test_on_four_devices_each_image_is_fused_once_on_its_own_device(four_devices):
-    calls, _ = four_devices
-    # Images, devices of the mask logits, devices of the results.
-    assert sorted(calls["votes"]) == [[[0, 1], [device], [device]] for device in range(4)]
-    expected = [[image, [device], [device]] for device in range(4) for image in range(2)]
-    assert sorted(calls["histograms"]) == sorted(expected)
+def test_on_four_devices_each_image_is_fused_on_its_own_device(four_devices):
+    found, _ = four_devices
+    assert found["devices"] == [[device] for device in range(4) for _ in range(2)]
 
 
 def test_on_four_devices_the_result_is_that_of_one_device(four_devices, config, tiny_model, params):
@@ -224,6 +203,32 @@ def test_on_four_devices_the_result_is_that_of_one_device(four_devices, config, 
     segmenter = Segmenter.from_config(config, tiny_model, params, source.categories)
     result, _ = evaluate_panoptic(segmenter, eval_data(source, config), "stream")
     np.testing.assert_allclose(result["All"]["pq"], four_devices[0]["pq"], atol=1e-6)
+
+
+def test_an_evaluation_of_mixed_sizes_compiles_a_program_per_shape(config, tiny_model, params):
+    config.data.eval_shapes, config.eval.batch_size = ((64, 64), (64, 128)), 1
+    source = load_source(config.data, "eval")
+    sizes = [(64, 64), (48, 120), (64, 60), (40, 100), (64, 64)]
+    examples = [source[index] for index in range(len(source))]
+    batches = []
+    for (height, width), example in zip(sizes, examples, strict=True):
+        shape = (64, 128) if width > 64 else (64, 64)
+        images = np.zeros((1, *shape, 3), np.uint8)
+        batch = Batch(images, np.array([[height, width]], np.int32), None, None, None, None, None)
+        batches.append((batch, [example]))
+    segmenter = Segmenter.from_config(config, tiny_model, params, source.categories)
+    compiled = []
+
+    def count(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        evaluate_panoptic(segmenter, batches, "stream")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert len(compiled) == 2
 
 
 REPEATED = """

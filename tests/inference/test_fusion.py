@@ -6,13 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from random_batches import FOUR, RULES, fuse_random_images, random_image
+from random_batches import FOUR, RULES, Found, fuse, fuse_random_images, random_image, surviving
 
 from detr_jax.config import default_config
 from detr_jax.data.example import Category
 from detr_jax.data.segment_maps import ids_from_png
-from detr_jax.errors import UserError
-from detr_jax.inference.fusion import FusionRules, Survivors, fuse, nearest_indices, surviving_queries
+from detr_jax.inference.fusion import FusionRules, nearest_indices
 from detr_jax.ops.padding import ceil_div
 from detr_jax.ops.resize import resize_bilinear
 
@@ -34,7 +33,7 @@ def fuse_image(survivors, mask_logits, processed_size, orig_size, categories, **
 
 def segment_reference(reference, pair_padding=0, pixel_padding=(0, 0)):
     """The segmentation of reference outputs whose mask logits are followed by noise as padding."""
-    survivors = surviving_queries(reference["pred_logits"], 0.85)
+    survivors = surviving(reference["pred_logits"], 0.85, EVERY_ID)
     rng = np.random.default_rng(0)
     masks = reference["pred_masks"][survivors.queries].astype(np.float32)
     pairs, height, width = masks.shape
@@ -43,7 +42,7 @@ def segment_reference(reference, pair_padding=0, pixel_padding=(0, 0)):
     padded[:pairs, :height, :width] = masks
     return fuse_image(
         survivors,
-        jnp.asarray(padded),
+        padded,
         tuple(reference["size"].tolist()),
         tuple(reference["orig_size"].tolist()),
         EVERY_ID,
@@ -126,8 +125,8 @@ def test_merging_always_keeps_the_votes_of_later_stuff_queries():
     masks[1, :, 4:] = 5  # the same stuff on the right
     masks[2] = 0  # a thing behind both, visible in the top row
     masks[2, 0] = 9
-    survivors = Survivors(np.arange(3), np.array([3, 3, 1]), np.full(3, 0.9, np.float32))
-    arguments = survivors, jnp.asarray(masks), (16, 32), (16, 32), FOUR
+    survivors = Found(np.arange(3), np.array([3, 3, 1]), np.full(3, 0.9, np.float32))
+    arguments = survivors, masks, (16, 32), (16, 32), FOUR
     first = fuse_image(*arguments, merge_stuff="first")
     always = fuse_image(*arguments, merge_stuff="always")
     assert [info["category_id"] for info in first.segments_info] == [3, 1]
@@ -152,34 +151,39 @@ def test_drops_the_lower_scoring_of_two_queries_with_similar_masks(seed):
     assert len(kept) < 9
     padded = np.full((12, height + 2, width + 3), 1000.0, np.float32)  # padding
     padded[:9, :height, :width] = masks
-    got = fuse_image(survivors, jnp.asarray(padded), size, orig_size, FOUR, duplicate_iou=0.5)
-    alone = Survivors(*(field[kept] for field in survivors))
-    expected = fuse_image(alone, jnp.asarray(masks[kept]), size, orig_size, FOUR)
+    got = fuse_image(survivors, padded, size, orig_size, FOUR, duplicate_iou=0.5)
+    alone = Found(*(field[kept] for field in survivors))
+    expected = fuse_image(alone, masks[kept], size, orig_size, FOUR)
     np.testing.assert_array_equal(got.segment_map, expected.segment_map)
     assert got.segments_info == expected.segments_info
 
 
 def test_keeps_equal_masks_of_different_images():
-    one = Survivors(np.array([0]), np.array([1]), np.array([0.9], np.float32))
+    one = Found(np.array([0]), np.array([1]), np.array([0.9], np.float32))
     size = np.array([[16, 16], [16, 16]])
     fused = fuse(
-        [one, one], jnp.ones((2, 4, 4)), size, size, FOUR, dataclasses.replace(RULES, duplicate_iou=0.5)
+        [one, one],
+        np.ones((2, 4, 4), np.float32),
+        size,
+        size,
+        FOUR,
+        dataclasses.replace(RULES, duplicate_iou=0.5),
     )
     assert [len(segmentation.segments_info) for segmentation in fused] == [1, 1]
 
 
 def test_returns_void_without_survivors():
-    logits = np.zeros((5, 4), np.float32)
-    survivors = surviving_queries(logits, 0.85)
-    result = fuse_image(survivors, jnp.zeros((0, 8, 8)), (32, 30), (11, 13), FOUR)
+    logits = np.zeros((5, 6), np.float32)
+    survivors = surviving(logits, 0.85, FOUR)
+    result = fuse_image(survivors, np.zeros((0, 8, 8), np.float32), (32, 30), (11, 13), FOUR)
     assert result.segment_map.shape == (11, 13)
     assert not result.segment_map.any()
     assert result.segments_info == []
 
 
 def test_returns_void_if_every_segment_is_tiny():
-    survivors = Survivors(np.array([4]), np.array([1]), np.array([0.9], np.float32))
-    result = fuse_image(survivors, jnp.ones((3, 2, 2)), (8, 8), (2, 2), FOUR)
+    survivors = Found(np.array([4]), np.array([1]), np.array([0.9], np.float32))
+    result = fuse_image(survivors, np.ones((3, 2, 2), np.float32), (8, 8), (2, 2), FOUR)
     assert not result.segment_map.any()
     assert result.segments_info == []
 
@@ -188,48 +192,31 @@ def logits_of(probabilities):
     return np.log(np.array(probabilities, np.float32)) + 3
 
 
+ZERO_AND_ONE = tuple(Category(i, f"class {i}", True, (0, 0, i)) for i in (0, 1))
 ROWS = logits_of([[0.9, 0.05, 0.05], [0.02, 0.08, 0.9], [0.8, 0.1, 0.1], [0.02, 0.96, 0.02]])
 
 
 def test_queries_above_the_threshold_survive_with_their_class_and_score():
-    survivors = surviving_queries(ROWS, 0.85)
+    survivors = surviving(ROWS, 0.85, ZERO_AND_ONE)
     assert survivors.queries.tolist() == [0, 3]
     assert survivors.classes.tolist() == [0, 1]
     np.testing.assert_allclose(survivors.scores, [0.9, 0.96], rtol=1e-6)
-    assert surviving_queries(ROWS, 0.5).queries.tolist() == [0, 2, 3]
+    assert surviving(ROWS, 0.5, ZERO_AND_ONE).queries.tolist() == [0, 2, 3]
 
 
 def test_no_object_is_never_the_class_of_a_survivor():
-    survivors = surviving_queries(logits_of([[0.1, 0.3, 0.6], [0.2, 0.1, 0.7]]), 0.25)
+    survivors = surviving(logits_of([[0.1, 0.3, 0.6], [0.2, 0.1, 0.7]]), 0.25, ZERO_AND_ONE)
     assert (survivors.queries.tolist(), survivors.classes.tolist()) == ([0], [1])
 
 
 def test_queries_of_a_class_without_category_are_dropped():
-    assert surviving_queries(ROWS, 0.85, FOUR).queries.tolist() == [3]
-
-
-def test_rejects_survivors_of_a_class_without_category():
-    logits = read("made_r50")["pred_logits"]
-    categories = tuple(category for category in EVERY_ID if category.id != 120)
-    masks = jnp.zeros((80, 40, 53))
-    with pytest.raises(ValueError, match="class 120, which is none of the 199 categories") as raised:
-        fuse_image(surviving_queries(logits, 0.85), masks, (157, 211), (194, 262), categories)
-    assert not isinstance(raised.value, UserError)  # a disagreement between callers within the package
-    survivors = surviving_queries(logits, 0.85, categories)
-    result = fuse_image(survivors, masks, (157, 211), (194, 262), categories)
-    assert [info["category_id"] for info in result.segments_info] == [195]
+    assert surviving(ROWS, 0.85, FOUR).queries.tolist() == [3]
 
 
 def test_rules_are_those_of_the_config():
     settings = default_config().eval
     settings.update({"threshold": 0.25, "merge_stuff": "always", "duplicate_iou": 0.5})
     assert FusionRules.from_config(settings) == FusionRules(0.25, "always", 0.5)
-
-
-def test_rejects_more_survivors_than_mask_logits():
-    survivors = Survivors(np.arange(3), np.array([1, 1, 2]), np.full(3, 0.9, np.float32))
-    with pytest.raises(ValueError, match="3 queries survive"):
-        fuse_image(survivors, jnp.zeros((2, 4, 4)), (16, 16), (16, 16), FOUR)
 
 
 def test_nearest_indices_equal_those_of_pillow():
@@ -250,7 +237,7 @@ def test_segments_info_can_be_written_as_json():
 def without(survivors, masks, broken):
     """The survivors and masks without some of them."""
     kept = np.setdiff1d(np.arange(len(masks)), broken)
-    return Survivors(*(values[kept] for values in survivors)), masks[kept]
+    return Found(*(values[kept] for values in survivors)), masks[kept]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -264,7 +251,7 @@ def test_queries_with_masks_that_are_not_finite_are_dropped(value, changes):
         expected = fuse_image(*without(survivors, masks, broken), size, orig_size, FOUR, **changes)
         masks[broken, 0, 1] = value
         rules = dataclasses.replace(RULES, **changes)
-        (found,) = fuse([survivors], jnp.asarray(masks), np.array([size]), np.array([orig_size]), FOUR, rules)
+        (found,) = fuse([survivors], masks, np.array([size]), np.array([orig_size]), FOUR, rules)
         np.testing.assert_array_equal(found.fetch().segment_map, expected.segment_map)
         assert found.segments_info == expected.segments_info
         dropped += found.not_finite
@@ -275,5 +262,5 @@ def test_queries_with_masks_that_are_not_finite_are_dropped(value, changes):
 def test_queries_with_class_logits_that_are_not_finite_do_not_survive(value):
     logits = logits_of([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05]])
     logits[0, 2] = value
-    survivors = surviving_queries(logits, 0.5)
+    survivors = surviving(logits, 0.5, ZERO_AND_ONE)
     assert survivors.queries.tolist() == [1]

@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import json
 import os
@@ -18,6 +19,13 @@ from detr_jax.runtime import parallel
 
 COCO = coco_panoptic()
 SIZE = np.array([[45, 60], [40, 52]])
+RULES = (
+    (0.0, "first", 1.0),
+    (0.0, "always", 0.5),
+    (0.15, "first", 1.0),
+    (0.2, "first", 1.0),
+    (1.0, "first", 1.0),
+)
 
 ON_DEVICES = f"""
 import json, sys
@@ -59,12 +67,12 @@ def segmenter(tiny_model, tiny_params):
     return Segmenter.from_config(config, tiny_model, params, COCO)
 
 
-def test_takes_rules_and_pair_lengths_from_the_config(tiny_model):
+def test_takes_rules_from_the_config(tiny_model):
     config = tiny_config()
     config.eval.update({"threshold": 0.3, "merge_stuff": "always", "duplicate_iou": 0.5})
     segmenter = Segmenter.from_config(config, tiny_model, {}, COCO)
     assert segmenter.rules == FusionRules(0.3, "always", 0.5)
-    assert (segmenter.pair_lengths, segmenter.categories) == ((4, 8), COCO)
+    assert segmenter.categories == COCO
 
 
 def test_segments_a_batch_at_the_original_sizes(segmenter, pictures):
@@ -80,8 +88,7 @@ def test_predicts_the_masks_of_selected_queries(segmenter, pictures):
     (every,) = segmenter.predict_masks(features, SIZE, [np.arange(12)] * 2)
     (selected,) = segmenter.predict_masks(features, SIZE, [np.array([7]), np.array([0, 4])])
     assert every.shape[1:] == (12, 15)
-    assert len(selected) == 8  # three pairs, padded to a static length
-    np.testing.assert_allclose(selected[:3], every[np.array([7, 12, 16])], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(selected, every[np.array([7, 12, 16])], rtol=1e-4, atol=1e-4)
 
 
 def test_returns_void_if_no_query_survives(tiny_model, tiny_params, pictures):
@@ -93,10 +100,9 @@ def test_returns_void_if_no_query_survives(tiny_model, tiny_params, pictures):
     assert [found.segments_info for found in segmentations] == [[], []]
 
 
-def test_a_second_segmenter_of_a_model_compiles_nothing(segmenter, pictures):
-    segmenter.segment(pictures, SIZE, SIZE)
-    config = tiny_config()
-    config.eval.threshold = 0.0
+@contextlib.contextmanager
+def counted_compilations():
+    """A list that gets an entry for each program that is compiled."""
     compiled = []
 
     def count(event, duration, **_):
@@ -105,13 +111,46 @@ def test_a_second_segmenter_of_a_model_compiles_nothing(segmenter, pictures):
 
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        second = Segmenter.from_config(config, segmenter.model.clone(), segmenter.params, COCO)
-        second.segment(pictures, SIZE, SIZE)
-        assert not compiled
+        yield compiled
+        before = len(compiled)
         jax.jit(lambda x: 2 * x)(np.float32(1))
-        assert compiled  # the event is still recorded under this name
+        assert len(compiled) > before  # the event is still recorded under this name
+        del compiled[before:]
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
+
+
+def test_a_second_segmenter_of_a_model_compiles_nothing(segmenter, pictures):
+    segmenter.segment(pictures, SIZE, SIZE)
+    with counted_compilations() as compiled:
+        second = Segmenter(segmenter.model.clone(), segmenter.params, COCO, segmenter.rules)
+        second.segment(pictures, SIZE, SIZE)
+    assert not compiled
+
+
+def test_one_program_for_a_shape_whatever_the_thresholds_and_survivors(segmenter):
+    images = np.random.default_rng(0).integers(0, 256, (2, 56, 72, 3), np.uint8)
+    rules = [FusionRules(threshold, *others) for threshold, *others in RULES]
+    with counted_compilations() as compiled:
+        counts = [
+            len(segmenter.segment(images, SIZE, orig_size, rule)[0][0].segments_info)
+            for rule in rules
+            for orig_size in (SIZE, 2 * SIZE)
+        ]
+    assert len(compiled) == 1
+    assert 0 in counts and len(set(counts)) > 2
+
+
+def test_overlaps_with_annotated_maps_are_those_of_the_fetched_map(segmenter, pictures):
+    rng = np.random.default_rng(1)
+    # The first map is smaller than the input of the model, the second larger.
+    maps = [rng.integers(0, 256, shape).astype(np.uint8) for shape in ((31, 57), (90, 61))]
+    predictions, tables, _ = segmenter.compare(pictures, SIZE, maps)
+    for segment_map, prediction, table in zip(maps, predictions, tables, strict=True):
+        found = prediction.fetch().segment_map
+        assert found.shape == segment_map.shape
+        for true, predicted in np.ndindex(table.shape):
+            assert table[true, predicted] == ((segment_map == true) & (found == predicted)).sum()
 
 
 def test_programs_keep_neither_parameters_nor_the_segmenter_alive(tiny_model, tiny_params, pictures):

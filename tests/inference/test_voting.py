@@ -1,6 +1,11 @@
+import jax
 import numpy as np
 
-from detr_jax.inference.voting import distinct_pairs, joint_histogram, vote_until_stable
+from detr_jax.inference import voting
+
+vote_until_stable, distinct_pairs = jax.jit(voting.vote_until_stable), jax.jit(voting.distinct_pairs)
+merged_stuff = jax.jit(voting.merged_stuff)
+joint_histogram = jax.jit(voting.joint_histogram, static_argnames="shape")
 
 
 def vote(masks, image, first_votes, later_votes, sizes, repeats=1):
@@ -63,6 +68,13 @@ def test_pixels_of_a_tiny_segment_go_to_the_others():
     assert (canvas == 1).all()
 
 
+def test_stuff_of_one_class_and_image_is_merged_into_the_first_pair_that_votes():
+    image, classes = np.array([0, 0, 0, 0, 1, -1, -1]), np.array([3, 1, 3, 1, 3, 3, 3])
+    assert np.asarray(merged_stuff(image, classes, classes == 3)).tolist() == [0, 1, 0, 3, 4, 5, 6]
+    image[0] = -1
+    assert np.asarray(merged_stuff(image, classes, classes == 3)).tolist() == [0, 1, 2, 3, 4, 5, 6]
+
+
 def test_distinct_pairs_keep_the_best_of_similar_masks():
     masks = np.full((4, 2, 4), -1.0, np.float32)
     masks[:2, :, :3] = 1  # the first two pairs have the same mask
@@ -91,7 +103,7 @@ def test_joint_histogram_counts_shared_pixels():
     other = rng.integers(0, 4, (5, 4)).astype(np.uint8)
     size = np.array([4, 3], np.int32)  # the last row and column are padding
     indices = rows.astype(np.int32), columns.astype(np.int32)
-    table = np.asarray(joint_histogram(canvas, np.int32(1), *indices, other, size, (5, 4)))
+    table = np.asarray(joint_histogram(canvas[1], *indices, other, size, (5, 4)))
     expected = np.zeros((5, 4), int)
     for row, column in np.ndindex(4, 3):
         expected[other[row, column], canvas[1, rows[row], columns[column]]] += 1

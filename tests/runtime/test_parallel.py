@@ -25,16 +25,17 @@ batch = np.arange(16, dtype=np.float32).reshape(8, 2)
 on_devices = parallel.shard(batch)
 doubled = double(double(on_devices))
 copies = double(parallel.replicate(np.float32([[1, 2], [3, 4]])))
-parts = parallel.local_parts(doubled)
+parts = parallel.shards(doubled)
 halves = parallel.per_device(lambda x: x.sum(), jax.local_devices()[2:])(
     parallel.shard(batch, jax.local_devices()[2:])
 )
 print(json.dumps({
     "layouts": [doubled.sharding == on_devices.sharding, doubled.sharding == copies.sharding],
-    "parts": [part.tolist() for part in parts],
+    "parts": [np.asarray(part)[0].tolist() for part in parts],
+    "batch": parallel.on_host(doubled).tolist(),
     "devices": [[device.id for device in part.devices()] for part in parts],
     "first": parallel.unreplicate({"x": doubled})["x"].tolist(),
-    "halves": [[float(part), [d.id for d in part.devices()]] for part in parallel.local_parts(halves)],
+    "halves": [[part.tolist(), [d.id for d in part.devices()]] for part in parallel.shards(halves)],
 }))
 """
 
@@ -52,13 +53,14 @@ def test_arrays_have_the_layout_of_results_so_programs_compile_once(four_devices
     assert [program.devices for program in programs if program.name == "jit__fun"] == [4, 2]
 
 
-def test_local_parts_stay_on_their_devices(four_devices):
+def test_shards_stay_on_their_devices(four_devices):
     found, programs = four_devices
     batch = 4 * np.arange(16.0).reshape(4, 2, 2)
     assert found["parts"] == batch.tolist()
     assert found["devices"] == [[0], [1], [2], [3]]
     assert found["first"] == batch[0].tolist()
-    assert found["halves"] == [[28.0, [2]], [92.0, [3]]]
+    assert found["halves"] == [[[28.0], [2]], [[92.0], [3]]]
+    assert found["batch"] == batch.reshape(8, 2).tolist()
     assert not any(program.collectives for program in programs)
     assert not any(program.devices > 1 for program in programs if program.name != "jit__fun")
 

@@ -14,7 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 from tiny import tiny_batch, tiny_config
 
 from detr_jax.errors import UserError
-from detr_jax.inference import voting
+from detr_jax.inference.fusion import FusionRules
+from detr_jax.inference.segmentation_program import Resizing, TrueMaps, segment_and_compare
 from detr_jax.inference.segmenter import detect_last_layer
 from detr_jax.models import detr
 from detr_jax.models.detr import build_model, init_params
@@ -74,6 +75,20 @@ def train_programs(dtype):
             yield per_device(functools.partial(programs.apply, step.settings)), (params, opt_state, sums)
 
 
+def whole_step(dtype):
+    """The one program of box training that assigns on the device, with its arguments."""
+    config = tiny_config("boxes", dtype=dtype, dropout=0.1)
+    config.matching.method = "optax"
+    model = build_model(config.model)
+    step = TrainStep(model, config, make_optimizer(config.optim, 10))
+    state = step.init(jax.device_get(init_params(model, jax.random.key(0))))
+    batch = tiny_batch(2)
+    labels = parallel.shard(batch.labels)
+    arguments = step._forward_arguments(state, batch, 0)
+    whole = per_device(functools.partial(programs.whole, step.settings))
+    yield whole, shapes((state.params, state.opt_state, labels, *arguments))
+
+
 def inference_programs(dtype):
     """The programs of evaluation and prediction, with their arguments."""
     config = tiny_config(dtype=dtype)
@@ -87,12 +102,13 @@ def inference_programs(dtype):
     masks = per_device(functools.partial(detr.predict_masks, model))
     arguments = (params, outputs.features, *shapes((size, np.zeros((1, 16, 2), np.int32))))
     yield masks, arguments
-    logits = jax.eval_shape(masks, *arguments)
-    logits = jax.ShapeDtypeStruct(logits.shape[1:], logits.dtype)
-    index = np.zeros(16, np.int32)
-    repeats = np.zeros((2, 64), np.int32), np.zeros((2, 96), np.int32)
-    yield voting.vote_until_stable, (logits, index, index, index, size[0], *repeats)
-    yield voting.distinct_pairs, (logits, index, np.zeros(16, np.float32), size[0], np.float32(0.5))
+    compare = functools.partial(segment_and_compare, model, 16)
+    resizing = Resizing(np.zeros((1, 2, 64), np.int32), np.zeros((1, 2, 96), np.int32))
+    kinds, rules = np.ones((1, model.num_classes), np.int8), FusionRules.from_config(config.eval).for_device()
+    rules = jax.tree.map(lambda x: x[None], rules)
+    truth = TrueMaps(images[..., 0], size, *resizing)
+    arguments = (params, images, size, resizing, kinds, rules, truth)
+    yield per_device(compare), shapes(arguments)
 
 
 def check_lowering(function, arguments, **options):
@@ -104,16 +120,10 @@ def check_lowering(function, arguments, **options):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("programs_of", [train_programs, inference_programs])
+@pytest.mark.parametrize("programs_of", [train_programs, whole_step, inference_programs])
 def test_programs_lower_for_gpus_and_tpus(programs_of, dtype):
     for function, arguments in programs_of(dtype):
         check_lowering(function, arguments)
-
-
-def test_the_joint_histogram_lowers_for_gpus_and_tpus():
-    canvas, other = np.zeros((2, 64, 96), np.int16), np.zeros((128, 128), np.uint8)
-    arguments = canvas, np.int32(0), *np.zeros((2, 128), np.int32), other, np.zeros(2, np.int32)
-    check_lowering(voting.joint_histogram, arguments, shape=(64, 64))
 
 
 def test_takes_the_settings_from_the_config(tiny_model):
