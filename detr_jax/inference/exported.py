@@ -46,6 +46,12 @@ def export(
       UserError: The suffix is unknown, a setting does not fit the model, or the file cannot be written.
     """
     suffix = Path(file).suffix
+    if suffix == ".onnx":
+        raise UserError(
+            f"cannot export to {file}: ONNX is not offered: jax2onnx 0.17 turns the max pooling "
+            "(`reduce_window_max`) into one of four axes, which onnxruntime rejects; the suffix must be one of "
+            f"{', '.join(SUFFIXES)}"
+        )
     if suffix not in SUFFIXES:
         raise UserError(f"cannot export to {file}: its suffix must be one of {', '.join(SUFFIXES)}")
     if suffix in _PROGRAMS and (dtype, layout) != ("float32", "original"):
