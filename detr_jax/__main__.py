@@ -184,7 +184,7 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
         help=".safetensors: weights with config and categories; .pth: weights alone, for PyTorch; "
-        ".stablehlo: program from images to panoptic maps",
+        ".stablehlo: program from images to panoptic maps; .onnx: outputs of all queries",
     )
     parser.add_argument(
         "--dtype",

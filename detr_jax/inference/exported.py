@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detr_jax.errors import UserError
+from detr_jax.inference.exported_program import stablehlo_file
+from detr_jax.inference.onnx_program import onnx_file
 from detr_jax.inference.pretrained import load_pretrained
 from detr_jax.runtime.files import write_bytes
 from detr_jax.weights.class_agreement import GivenCategories
 from detr_jax.weights.export import safetensors_file, torch_file
 
 _WEIGHTS = (".safetensors", ".pth")
-_PROGRAMS = (".stablehlo",)
+_PROGRAMS = (".stablehlo", ".onnx")
 SUFFIXES = _WEIGHTS + _PROGRAMS
 
 
@@ -29,8 +31,9 @@ def export(
     Args:
       source: Model, as `Predictor.from_pretrained` takes it.
       file: Path of the file. Its suffix decides what is written: `.safetensors`, the weights with the config
-        and the categories; `.pth`, the weights alone, as facebookresearch/detr loads them; or `.stablehlo`,
-        the program from images to panoptic maps, see `exported_program`.
+        and the categories; `.pth`, the weights alone, as facebookresearch/detr loads them;
+        `.stablehlo`, the program from images to panoptic maps, see `exported_program`; or `.onnx`, the
+        outputs of all queries, see `onnx_program`.
       dtype: Dtype of the weights: "float32", or "float16" for half the size.
       layout: Names of the tensors: "original" as in facebookresearch/detr; "transformers" or "timm" as on
         the Hugging Face hub, where the two name the backbone differently.
@@ -46,12 +49,6 @@ def export(
       UserError: The suffix is unknown, a setting does not fit the model, or the file cannot be written.
     """
     suffix = Path(file).suffix
-    if suffix == ".onnx":
-        raise UserError(
-            f"cannot export to {file}: ONNX is not offered: jax2onnx 0.17 turns the max pooling "
-            "(`reduce_window_max`) into one of four axes, which onnxruntime rejects; the suffix must be one of "
-            f"{', '.join(SUFFIXES)}"
-        )
     if suffix not in SUFFIXES:
         raise UserError(f"cannot export to {file}: its suffix must be one of {', '.join(SUFFIXES)}")
     if suffix in _PROGRAMS and (dtype, layout) != ("float32", "original"):
@@ -64,8 +61,7 @@ def export(
     elif suffix == ".pth":
         content = torch_file(loaded.params, dtype, layout)
     else:
-        from detr_jax.inference.exported_program import stablehlo_file
-
         height, width = shape or loaded.config.data.eval_shapes[0]
-        content = stablehlo_file(loaded, (height, width))
+        write_program = stablehlo_file if suffix == ".stablehlo" else onnx_file
+        content = write_program(loaded, (height, width))
     write_bytes(file, content)

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -68,20 +69,31 @@ def test_a_published_model_becomes_a_file_with_its_settings(tmp_path):
 
 
 def test_rejects_an_unknown_suffix(run, tmp_path):
-    with pytest.raises(UserError, match=r"must be one of \.safetensors, \.pth, \.stablehlo"):
+    with pytest.raises(UserError, match=r"must be one of \.safetensors, \.pth, \.stablehlo, \.onnx"):
         export(run, tmp_path / "run.bin")
     assert not list(tmp_path.iterdir())
 
 
-def test_says_why_there_is_no_onnx(run, tmp_path):
-    with pytest.raises(UserError, match=r"ONNX is not offered: .* `reduce_window_max`"):
-        export(run, tmp_path / "run.onnx")
+@pytest.mark.slow
+def test_an_onnx_file_gives_the_raw_outputs(run, tmp_path):
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export(run, tmp_path / "run.onnx", shape=(64, 96))
+    session = onnxruntime.InferenceSession(str(tmp_path / "run.onnx"))
+    image = np.random.default_rng(0).integers(0, 256, (45, 60, 3), np.uint8)
+    canvas = np.zeros((1, 64, 96, 3), np.uint8)
+    canvas[0, :45, :60] = image
+    outputs = session.run(None, {"images": canvas, "size": np.array([(45, 60)], np.int32)})
+    logits, boxes, masks = Predictor.from_pretrained(run).raw(image, resize=False, pad_to=(64, 96))
+    np.testing.assert_allclose(outputs[0][0], logits, atol=1e-3)
+    np.testing.assert_allclose(outputs[1][0], boxes, atol=1e-3)
+    np.testing.assert_allclose(outputs[2][0, :, :12, :15], masks, atol=1e-3)
 
 
 def test_rejects_settings_of_another_kind_of_file(run, tmp_path):
     with pytest.raises(UserError, match="hold a program: dtype and layout apply to .safetensors and .pth"):
         export(run, tmp_path / "run.stablehlo", dtype="float16")
-    with pytest.raises(UserError, match="hold weights: shape applies to .stablehlo"):
+    with pytest.raises(UserError, match="hold weights: shape applies to .stablehlo and .onnx"):
         export(run, tmp_path / "run.pth", shape=(64, 64))
 
 
