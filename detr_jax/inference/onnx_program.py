@@ -101,7 +101,7 @@ def _evaluate(program: ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
         )
         if equation.primitive.name == "reduce_window_max":
             results = [_max_of_windows(inputs[0], params)]
-        elif name == "div" and jnp.issubdtype(jnp.result_type(inputs[0]), jnp.integer):
+        elif equation.primitive.name == "div" and jnp.issubdtype(jnp.result_type(inputs[0]), jnp.integer):
             results = [_divide_integers(*inputs)]
         elif isinstance(inner, ClosedJaxpr):
             results = _evaluate(inner, inputs)
@@ -120,7 +120,7 @@ def _divide_integers(dividend: Array, divisor: Array) -> Array:
 
 def _max_of_windows(x: Array, params: dict[str, Any]) -> Array:
     """`reduce_window_max` as the maximum of strided slices, one axis after the other."""
-    least = jnp.finfo(x.dtype).min
+    least = float(np.finfo(x.dtype).min)
     for axis, (window, stride, padding) in enumerate(
         zip(params["window_dimensions"], params["window_strides"], params["padding"], strict=True)
     ):
