@@ -120,7 +120,6 @@ def _divide_integers(dividend: Array, divisor: Array) -> Array:
 
 def _max_of_windows(x: Array, params: dict[str, Any]) -> Array:
     """`reduce_window_max` as the maximum of strided slices, one axis after the other."""
-    least = float(np.finfo(x.dtype).min)
     for axis, (window, stride, padding) in enumerate(
         zip(params["window_dimensions"], params["window_strides"], params["padding"], strict=True)
     ):
@@ -128,7 +127,7 @@ def _max_of_windows(x: Array, params: dict[str, Any]) -> Array:
             continue
         widths = [(0, 0)] * x.ndim
         widths[axis] = padding
-        padded = jnp.pad(x, widths, constant_values=least)
+        padded = jnp.pad(x, widths, constant_values=-jnp.inf)
         span = (padded.shape[axis] - window) // stride * stride + 1
         slices = [jax.lax.slice_in_dim(padded, start, start + span, stride, axis) for start in range(window)]
         x = slices[0]
