@@ -15,7 +15,6 @@ arguments of the program, so changing them compiles nothing.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -24,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int8, Int32
 from ml_collections import ConfigDict
-from PIL import Image
 
 from detr_jax.data.example import Category
 from detr_jax.inference.voting import distinct_pairs, finite_pairs, merged_stuff, vote_until_stable
@@ -215,14 +213,3 @@ def fuse(
         return jnp.zeros(survivors.survives.shape, values.dtype).at[pairs.image, pairs.query].set(values)
 
     return Fused(canvas, by_query(areas), by_query(visible), by_query(finite >= 0))
-
-
-@functools.lru_cache(maxsize=4096)
-def nearest_indices(from_length: int, to_length: int) -> Int[np.ndarray, " {to_length}"]:
-    """Source pixel of each target pixel along one axis, in Pillow's nearest-neighbour resizing.
-
-    Pillow itself computes them: it accumulates its position step by step, so its ties differ from any closed
-    form.
-    """
-    ramp = Image.fromarray(np.arange(from_length, dtype=np.int32)[None])
-    return np.asarray(ramp.resize((to_length, 1), Image.Resampling.NEAREST))[0]

@@ -1,6 +1,5 @@
 """Reads images that users give, and runs a model on those of one static shape."""
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -49,9 +48,7 @@ class ImageRunner:
         """
         canvas, size = pad_images([image.pixels for image in images], images[0].shape)
         orig_size = np.array([image.orig_size for image in images], np.int32)
-        segmenter = copy.copy(self._segmenter)
-        segmenter.rules = rules or segmenter.rules
-        found, _ = segmenter.segment(canvas, size, orig_size)
+        found, _ = self._segmenter.segment(canvas, size, orig_size, rules)
         _warn_of_dropped([one.not_finite for one in found])
         return [one.fetch() for one in found]
 

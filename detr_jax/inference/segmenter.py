@@ -11,11 +11,10 @@ from ml_collections import ConfigDict
 
 from detr_jax.data.example import Category
 from detr_jax.inference.device_segmentation import DeviceSegmentation
-from detr_jax.inference.fusion import FusionRules, kinds_of_classes, nearest_indices
+from detr_jax.inference.fusion import FusionRules, kinds_of_classes
+from detr_jax.inference.original_sizes import axes_of, resizing, true_maps
 from detr_jax.inference.segmentation_program import (
-    Resizing,
     Segments,
-    TrueMaps,
     segment,
     segment_and_compare,
 )
@@ -189,7 +188,7 @@ class Segmenter:
         for index, segment_map in enumerate(segment_maps):
             orig_size[index] = segment_map.shape
         fits = np.all(orig_size <= images.shape[1:3], axis=1)
-        truth = parallel.shard(_true_maps(images.shape[:3], size, segment_maps, fits), self.devices)
+        truth = parallel.shard(true_maps(images.shape[:3], size, segment_maps, fits), self.devices)
         arguments = self._arguments(images, size, orig_size, None)
         segments, tables = self._programs.compare(*arguments, truth)
         found, outputs = self._results(segments, size, orig_size)
@@ -207,12 +206,7 @@ class Segmenter:
         rules: FusionRules | None,
     ) -> tuple[Any, ...]:
         """The arguments of the program `segment`."""
-        axes = [_axes(*sizes) for sizes in zip(size.tolist(), orig_size.tolist(), strict=True)]
-        repeats: Any = [
-            np.stack([np.bincount(image[axis], minlength=length) for image in axes]).astype(np.int32)
-            for axis, length in enumerate(images.shape[1:3])
-        ]
-        repeats = Resizing(*repeats)
+        repeats = resizing(images.shape[1:3], size, orig_size)
         sharded = parallel.shard((images, size.astype(np.int32), repeats), self.devices)
         return self.params, *sharded, self._kinds, (rules or self.rules).for_device()
 
@@ -221,53 +215,22 @@ class Segmenter:
     ) -> tuple[list[DeviceSegmentation], QueryOutputs]:
         """The results of the program `segment`, by image."""
         canvases = parallel.shards(segments.canvas)  # (1, images, height, width) each
-        host = Segments(
-            canvas=segments.canvas,
-            **{
-                name: parallel.on_host(getattr(segments, name))
-                for name in Segments._fields
-                if name != "canvas"
-            },
-        )
+        host: Any = segments._replace(
+            **{name: parallel.on_host(getattr(segments, name)) for name in Segments._fields[1:]}
+        )  # all but the canvas, which stays
         per_device = len(size) // len(canvases)
         found = [
             DeviceSegmentation(
                 canvases[index // per_device],
                 index % per_device,
-                *_axes(size[index].tolist(), orig_size[index].tolist()),
+                *axes_of(size[index].tolist(), orig_size[index].tolist()),
                 _segments_info(host, index, self.categories),
                 self.categories,
                 int(host.not_finite[index]),
             )
             for index in range(len(size))
         ]
-        return found, QueryOutputs(np.asarray(host.logits), np.asarray(host.boxes))
-
-
-def _axes(size: Sequence[int], orig_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Canvas row and column of every row and column of an image at its original size."""
-    rows, columns = map(nearest_indices, size, orig_size)
-    return rows, columns
-
-
-def _true_maps(
-    shape: tuple[int, ...],
-    size: Int[np.ndarray, "batch 2"],
-    segment_maps: Sequence[UInt8[np.ndarray, "_ _"]],
-    fits: np.ndarray,
-) -> TrueMaps:
-    """Annotated maps, padded to the shape of a batch; those that do not fit are left empty."""
-    batch, height, width = shape
-    lengths = (batch, 2), (batch, height), (batch, width)
-    empty: Any = [np.zeros(length, np.int32) for length in lengths]
-    maps = TrueMaps(np.zeros(shape, np.uint8), *empty)  # type: ignore[arg-type]
-    for index, segment_map in enumerate(segment_maps):
-        if fits[index]:
-            rows, columns = _axes(size[index].tolist(), segment_map.shape)
-            maps.segments[index, : len(rows), : len(columns)] = segment_map
-            maps.sizes[index] = segment_map.shape
-            maps.rows[index, : len(rows)], maps.columns[index, : len(columns)] = rows, columns
-    return maps
+        return found, QueryOutputs(host.logits, host.boxes)
 
 
 def _segments_info(segments: Segments, index: int, categories: Sequence[Category]) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ import numpy as np
 from detr_jax.data.example import Category
 from detr_jax.inference import fusion
 from detr_jax.inference.device_segmentation import DeviceSegmentation
-from detr_jax.inference.fusion import FusionRules, kinds_of_classes, list_pairs, nearest_indices
+from detr_jax.inference.fusion import FusionRules, kinds_of_classes, list_pairs
+from detr_jax.inference.original_sizes import nearest_indices
 
 FOUR = tuple(Category(i, f"class {i}", i <= 2, (60 * i, 90, 90)) for i in (1, 2, 3, 4))
 RULES = FusionRules(threshold=0.85, merge_stuff="first", duplicate_iou=1.0)

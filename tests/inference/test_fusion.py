@@ -11,7 +11,8 @@ from random_batches import FOUR, RULES, Found, fuse, fuse_random_images, random_
 from detr_jax.config import default_config
 from detr_jax.data.example import Category
 from detr_jax.data.segment_maps import ids_from_png
-from detr_jax.inference.fusion import FusionRules, nearest_indices
+from detr_jax.inference.fusion import FusionRules
+from detr_jax.inference.original_sizes import nearest_indices
 from detr_jax.ops.padding import ceil_div
 from detr_jax.ops.resize import resize_bilinear
 
