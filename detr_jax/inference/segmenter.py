@@ -215,9 +215,10 @@ class Segmenter:
     ) -> tuple[list[DeviceSegmentation], QueryOutputs]:
         """The results of the program `segment`, by image."""
         canvases = parallel.shards(segments.canvas)  # (1, images, height, width) each
-        host: Any = segments._replace(
-            **{name: parallel.on_host(getattr(segments, name)) for name in Segments._fields[1:]}
-        )  # all but the canvas, which stays
+        fields: dict[str, Any] = {
+            name: parallel.on_host(getattr(segments, name)) for name in Segments._fields if name != "canvas"
+        }
+        host: Any = segments._replace(**fields)
         per_device = len(size) // len(canvases)
         found = [
             DeviceSegmentation(
