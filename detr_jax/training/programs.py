@@ -4,9 +4,9 @@
     gradients   outputs, assignment     -> gradients, metrics
     apply       gradients, metrics      -> new parameters and optimizer state, metrics
     update      gradients, then apply, in one program
+    whole       forward, then update, in one program
 
-`TrainStep` compiles them for each device. They hold no arrays: the settings of a run are in `StepSettings`,
-and everything else is an argument.
+`TrainStep` compiles them per device. They hold no arrays: settings are in `StepSettings`, the rest arguments.
 """
 
 import dataclasses
@@ -112,6 +112,11 @@ class StepSettings:
     def trains_masks(self) -> bool:
         """Whether there are mask losses."""
         return self.stage != "boxes"
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the host matches, or chooses mask losses, between `forward` and `update`."""
+        return self.trains_masks or not self.assigns_on_device
 
     def split_params(self, params: Params) -> tuple[Params, Params]:
         """The trained and the constant parameters."""
@@ -277,3 +282,19 @@ def update(
       The results of `apply`.
     """
     return apply(settings, params, opt_state, gradients(settings, params, *arguments))
+
+
+def whole(
+    settings: StepSettings, params: Params, opt_state: Any, labels: Array, *arguments: Any
+) -> tuple[Params, Any, Metrics]:
+    """`forward` and `update` in one program, which can free each activation after its last use.
+
+    Args:
+      settings: Settings of the run, for which `needs_host` is false.
+      params: Parameters of the whole model.
+      opt_state: State of the optimizer.
+      labels: Class indices of the targets, (images, targets); -1 is padding.
+      *arguments: The arguments of `forward` after `params`.
+    """
+    outputs, assignment, vjp = forward(settings, params, *arguments)
+    return update(settings, params, opt_state, labels, arguments[0], outputs, vjp, assignment, None)

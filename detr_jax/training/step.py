@@ -8,6 +8,9 @@ The forward pass runs once: its vjp is a pytree, which the first program returns
 compiled program calls back to the host, and the mask head runs on assigned queries only. With
 `accumulate_steps`, the parts of a batch run through both programs one after another, and their gradients are
 summed.
+
+Box training with `matching.method=optax` needs no host in between, so that a batch in one part runs as one
+program.
 """
 
 import functools
@@ -63,6 +66,7 @@ class TrainStep:
         self._update = parallel.per_device(
             functools.partial(programs.update, settings), donate_argnums=(0, 1)
         )
+        self._whole = parallel.per_device(functools.partial(programs.whole, settings), donate_argnums=(0, 1))
         self._gradients = parallel.per_device(functools.partial(programs.gradients, settings))
         self._add = parallel.per_device(functools.partial(jax.tree.map, jnp.add), donate_argnums=(0,))
         self._apply = parallel.per_device(functools.partial(programs.apply, settings), donate_argnums=(0, 1))
@@ -96,6 +100,10 @@ class TrainStep:
         """
         parts = self.settings.parts
         labels = parallel.shard(batch.labels, parts=parts)
+        if parts == 1 and not self.settings.needs_host:
+            arguments = self._forward_arguments(state, batch, 0)
+            params, opt_state, metrics = self._whole(state.params, state.opt_state, labels, *arguments)
+            return TrainState(state.step + 1, params, opt_state), metrics
         if parts == 1:
             arguments = self._run_forward(state, batch, 0)
             params, opt_state, metrics = self._update(state.params, state.opt_state, labels, *arguments)
@@ -110,8 +118,7 @@ class TrainStep:
 
     def _run_forward(self, state: TrainState, batch: Batch, part: int) -> tuple[Any, ...]:
         """Runs the forward pass and the matching; returns the arguments of `gradients` after `labels`."""
-        on_devices = parallel.shard(batch._replace(orig_size=None, image_id=None))
-        position = parallel.replicate((np.int32(state.step), np.int32(part)))
+        on_devices, *position = self._forward_arguments(state, batch, part)
         outputs, result, vjp = self._forward(state.params, on_devices, *position)
         assignment = np.asarray(result)
         if not self.settings.assigns_on_device:
@@ -121,6 +128,11 @@ class TrainStep:
             assert batch.image_id is not None  # on the host
             pairs = self._mask_pairs(state.step, assignment[:, -1], batch.image_id)
         return on_devices, outputs, vjp, assignment, pairs
+
+    def _forward_arguments(self, state: TrainState, batch: Batch, part: int) -> tuple[Batch, Array, Array]:
+        """The arguments of `forward` after the parameters: batch, number of the step and of the part."""
+        on_devices = parallel.shard(batch._replace(orig_size=None, image_id=None))
+        return on_devices, *parallel.replicate((np.int32(state.step), np.int32(part)))
 
     def _mask_pairs(
         self,

@@ -186,6 +186,22 @@ def test_assigning_on_the_device_changes_no_metric():
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
+def test_box_training_that_assigns_on_the_device_equals_that_on_the_host():
+    config = tiny_config("boxes", dropout=0.3)
+    model = build_model(config.model)
+    params = jax.device_get(init_params(model, jax.random.key(0), config.model.masks))
+    results = []
+    for config.matching.method in ("scipy", "optax"):
+        step = TrainStep(model, config, RECORD_GRADIENTS)
+        state, metrics = step(step.init(params), tiny_batch(2))
+        results.append((parallel.unreplicate(state.opt_state), on_host(metrics)))
+    (expected, metrics), (gradients, other_metrics) = results
+    assert other_metrics == pytest.approx(metrics, rel=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * largest)
+
+
 def test_without_auxiliary_losses_only_the_last_layer_has_losses():
     config = tiny_config("boxes")
     config.loss.auxiliary = False
