@@ -137,16 +137,39 @@ def soak_config(changes: list[str]) -> Any:
     return config
 
 
-def return_freed_memory() -> None:
-    """Lets glibc return freed memory to the system every second, so that resident memory is memory in use."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    while trim is not None:
-        trim(0)
-        time.sleep(1)
+class _MallocInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def report_memory(file: Path) -> None:
+    """Writes twice a second how many MB are allocated, and how many blocks Python's allocator has given out.
+
+    Freed memory is returned to the system before, so that resident memory counts little else than what is in
+    use and what lies free between blocks in use.
+    """
+    library = ctypes.CDLL(None)
+    library.mallinfo2.restype = _MallocInfo
+    while True:
+        library.malloc_trim(0)
+        info = library.mallinfo2()
+        allocated = (info.uordblks + info.hblkhd) / 2**20
+        partial = file.with_suffix(".partial")
+        partial.write_text(f"{allocated} {sys.getallocatedblocks()}")
+        partial.replace(file)
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":
-    threading.Thread(target=return_freed_memory, daemon=True).start()
+    if hasattr(ctypes.CDLL(None), "mallinfo2"):
+        threading.Thread(target=report_memory, args=(Path(f"{sys.argv[1]}.memory"),), daemon=True).start()
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     from detr_jax.training.loop import train
 
