@@ -197,8 +197,8 @@ def test_on_four_devices_only_the_update_is_collective(tmp_path):
     code = f"WORKDIR = {str(tmp_path / 'run')!r}\n{ON_FOUR_DEVICES}"
     output, programs = run_on_devices(code, 4, tmp_path / "hlo")
     assert "on 4 cpu devices" in output and latest_step(tmp_path / "run") == 3
-    # Forward pass, update, detector and mask head, each compiled once.
-    assert [program.name for program in programs if program.devices > 1] == ["jit__fun"] * 4
+    # Forward pass, update and the evaluation's program, each compiled once.
+    assert [program.name for program in programs if program.devices > 1] == ["jit__fun"] * 3
     collective = [program for program in programs if program.collectives]
     assert [program.collectives for program in collective] == [{"all-reduce"}]
 
