@@ -88,7 +88,10 @@ def predict_files(
             "these weights have no mask head, so they cannot predict panoptic segmentations; "
             "in Python, Predictor.detect returns boxes"
         )
-    listed = list({os.path.abspath(image.path): image for image in images}.values())
+    distinct: dict[str, ListedImage] = {}
+    for image in images:
+        distinct.setdefault(os.path.abspath(image.path), image)
+    listed = list(distinct.values())
     output = PredictionFolder(folder, listed, predictor.categories, predictor.identity(), overlays)
     if len(output.pending) < len(listed):
         finished = len(listed) - len(output.pending)
