@@ -1,15 +1,39 @@
 """Runs Python code on virtual devices and reads the HLO of every program that it compiled."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import jax
 
 COLLECTIVES = re.compile(
     r" (all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter)[\w-]*\("
 )
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """A list that gets the seconds of each compilation in this process."""
+    compiled: list[float] = []
+
+    def count(event: str, duration: float, **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        yield compiled
+        before = len(compiled)
+        jax.jit(lambda x: 2 * x)(1.0)
+        assert len(compiled) > before, "JAX no longer records compilations under this name"
+        del compiled[before:]
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
 
 
 class CompiledProgram(NamedTuple):

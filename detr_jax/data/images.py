@@ -153,12 +153,12 @@ class ListedImage(NamedTuple):
 def list_images(paths: Sequence[str | Path], skip: Sequence[Path] = ()) -> Iterator[ListedImage]:
     """Yields the given files, and for a folder the image files in it and its sub-folders, in natural order.
 
-    Natural order is "2.jpg" before "10.jpg". Files and sub-folders whose names begin with a dot are left
-    out. Linked sub-folders are followed; a folder that links lead to several times is read once.
+    Natural order is "2.jpg" before "10.jpg". Files and sub-folders whose names begin with a dot are
+    skipped. Linked sub-folders are followed; a folder that links lead to several times is read once.
 
     Args:
       paths: Paths of image files and of folders.
-      skip: Sub-folders to leave out, such as those of earlier results.
+      skip: Sub-folders to skip, such as those of earlier results.
 
     Raises:
       MissingFileError: `paths` is empty, a path does not exist, or a folder contains no image file.

@@ -49,7 +49,7 @@ def stamp_of(path: str | Path) -> Stamp | None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records in a file. A missing file has none; damaged lines, as a killed run leaves, are left out."""
+    """The records in a file, empty if it is missing. Skips damaged lines, which a killed run can leave."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:

@@ -175,8 +175,8 @@ class Predictor:
           batch_size: Maximum number of images that run together, see `__call__`.
           threshold: See `__call__`.
           unit_range: See `__call__`.
-          return_errors: Whether an image that fails yields the exception, and the others go on. By default
-            it is raised, which ends the stream.
+          return_errors: Whether to yield the exception of an image that fails and continue with the next
+            image. By default, the exception is raised and ends the stream.
 
         Raises:
           UserError: An argument is out of range, or the model has no mask head; and while iterating, an image

@@ -66,7 +66,7 @@ def _load_published(source: str | Path, dilation: bool | None, config: ConfigDic
     """The model of a checkpoint without a stored config; `config.model` gets what its tensors determine."""
     state = tensor_files.read_state_dict(source)
     config.model.masks = layouts.is_panoptic(state)
-    # What the name or a config.json beside the file tells comes after what the tensors determine.
+    # The name and a config.json beside the file override what the tensors determine.
     config.model.update(layouts.model_options_of(state) | model_of_tensors(state, str(source)))
     if dilation is not None:
         config.model.dilation = dilation

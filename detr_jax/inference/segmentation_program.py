@@ -128,11 +128,22 @@ def segment_and_compare(
     rules: DeviceRules,
     truth: TrueMaps,
 ) -> tuple[Segments, Int32[Array, "batch true_segments segments"]]:
-    """`segment`, and the number of pixels that each true segment shares with each predicted one.
+    """Segments a batch of images, and counts the pixels that true and predicted segments share.
+
+    Args:
+      model: Detector and mask head.
+      pairs_per_round: Number of masks that the mask head predicts at a time.
+      params: Parameters of the model.
+      images: RGB images, top-left aligned.
+      size: Valid height and width of each image, in pixels.
+      resizing: How the maps are resized to the original sizes.
+      kinds: Kind of each class, see `fusion.kinds_of_classes`.
+      rules: Thresholds of the fusion.
+      truth: Annotated maps.
 
     Returns:
-      The predictions, and a table per image. Row k is the true segment k, column k the predicted one; 0 is
-      void. Zero rows and columns pad the table.
+      The predictions, and a table of pixel counts per image. Row k is the true segment k, column k the
+      predicted one; 0 is void. Zero rows and columns pad the table.
     """
     segments = segment(model, pairs_per_round, params, images, size, resizing, kinds, rules)
     shape = TRUE_SEGMENTS, segments.visible.shape[1] + 1

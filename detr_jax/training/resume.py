@@ -28,7 +28,8 @@ def check_same_run(workdir: str | Path, config: ConfigDict, categories: Sequence
     """Compares a config and the categories of its data with those stored in a working directory.
 
     A stored file that is missing or damaged is not compared: the run writes it again. The model of a run
-    with `init_from` is that of its checkpoint, so fields of `model` that have their defaults follow it anew.
+    with `init_from` is that of its checkpoint, so fields of `model` at their defaults take the stored values
+    again.
 
     Args:
       workdir: Directory of a run that has a checkpoint.

@@ -14,8 +14,8 @@ from detr_jax.weights.layouts import StateDict, WeightsError
 from detr_jax.weights.published import published_model
 
 # Fields of `model` that describe the parameters, or the computation that they were trained for. The number of
-# classes is not among them: a class head is made anew for other categories. Nor is `masks`: a mask head can
-# be added to a detector.
+# classes is not among them, because the class head is re-initialised for other categories. Nor is `masks`,
+# because a mask head can be added to a detector.
 FOLLOWED = (
     "num_queries",
     "resnet_depth",
@@ -63,7 +63,7 @@ def follow_checkpoint(section: ConfigDict, known: Mapping[str, Any], source: str
 
 
 def model_of_config(stored: str) -> dict[str, Any]:
-    """Fields of `model` that the config stored with a run, or with a file exported from one, tells.
+    """Fields of `model` in the config that is stored with a run, or with a file exported from one.
 
     Args:
       stored: The config, as JSON.
@@ -77,7 +77,7 @@ def model_of_config(stored: str) -> dict[str, Any]:
 
 
 def model_of_tensors(state: StateDict, source: str) -> dict[str, Any]:
-    """Fields of `model` that a checkpoint without a stored config tells.
+    """Fields of `model` that can be inferred from a checkpoint without a stored config.
 
     These are what its tensors determine, and, as far as they are known, `dilation` and `num_heads`, see
     `dilation_of`. Without a mask head, tensors determine neither the number of heads nor the pyramid.
@@ -106,8 +106,8 @@ def dilation_of(source: str | Path) -> bool | None:
       source: The checkpoint, see `tensor_files.locate`.
 
     Returns:
-      What the table of published models says; else the "dilation" of transformers' config.json beside the
-      file; else True if the name contains "dc5"; None if nothing tells.
+      The dilation in the table of published models; otherwise the "dilation" of transformers' config.json
+      beside the file; otherwise True if the name contains "dc5"; None if it is unknown.
     """
     published = published_model(str(source))
     if published is not None:

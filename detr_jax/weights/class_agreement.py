@@ -32,8 +32,8 @@ def categories_of(
       given: Categories of its classes, or the path of a JSON file, see `read_categories`.
 
     Returns:
-      The categories. If nothing names the classes, there is one per class, "class 7" with id 7. It is a
-      thing: segments of a stuff class are merged, which only someone who knows the classes can ask for.
+      The categories. If nothing names the classes, there is one per class, "class 7" with id 7. These
+      are things, because merging the segments of a class is wrong unless it is known to be stuff.
 
     Raises:
       MissingFileError: There is no such checkpoint, or no such JSON file.

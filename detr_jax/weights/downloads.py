@@ -28,7 +28,7 @@ from detr_jax.errors import MissingFileError, UserError
 from detr_jax.weights.published import hash_in_name
 
 _TIMEOUT = 15.0  # seconds without a byte
-_WAITS = (0.5, 1.0, 2.0)  # seconds before each further attempt; counted anew after each one that brings bytes
+_WAITS = (0.5, 1.0, 2.0)  # seconds before each retry; starts over whenever bytes arrive
 _CHUNK = 2**18
 _ELSEWHERE = "or download it elsewhere and give its path instead of the name"
 

@@ -1,4 +1,4 @@
-"""State dicts as people have them: in the dict of a training, or with the prefix of a wrapper."""
+"""Unwraps state dicts: from the dict of a training checkpoint, and from the prefix of a wrapper class."""
 
 import itertools
 import re
@@ -54,7 +54,7 @@ def unwrapped(state: Mapping[str, T]) -> dict[str, T]:
 
     Returns:
       The same with the model's own names. The layouts of the Hugging Face hub keep their "model.", since the
-      names of their heads lack it. The buffers of a loss beside a wrapped model are left out.
+      names of their heads lack it. Drops the buffers of a loss beside a wrapped model.
     """
     names = [name for name in state if not _LOSS.match(name)]
     wrappings = [_WRAPPING.findall(_WRAPPINGS.match(name).group()) for name in names]  # type: ignore[union-attr]

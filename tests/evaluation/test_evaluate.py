@@ -4,7 +4,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from compiled_programs import run_on_devices
+from compiled_programs import compilations, run_on_devices
 from PIL import Image
 from tiny import small_run
 
@@ -217,17 +217,8 @@ def test_an_evaluation_of_mixed_sizes_compiles_a_program_per_shape(config, tiny_
         batch = Batch(images, np.array([[height, width]], np.int32), None, None, None, None, None)
         batches.append((batch, [example]))
     segmenter = Segmenter.from_config(config, tiny_model, params, source.categories)
-    compiled = []
-
-    def count(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
+    with compilations() as compiled:
         evaluate_panoptic(segmenter, batches, "stream")
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
     assert len(compiled) == 2
 
 

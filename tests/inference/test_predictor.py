@@ -1,4 +1,3 @@
-import contextlib
 import gc
 import json
 import os
@@ -10,6 +9,7 @@ import jax
 import make
 import numpy as np
 import pytest
+from compiled_programs import compilations
 from PIL import Image
 from tiny import tiny_config
 
@@ -19,23 +19,6 @@ from detr_jax.data.example import Category
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.weights import layouts, tensor_files
-
-
-@contextlib.contextmanager
-def compilations():
-    """A list that gets the seconds of each compilation."""
-    compiled = []
-
-    def count(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        yield compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
-
 
 TOLERANCES = {50: (6e-3, 6e-5, 3e-3), 101: (3e-2, 3e-4, 1.5e-2)}
 

@@ -1,4 +1,3 @@
-import contextlib
 import gc
 import json
 import os
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from compiled_programs import compilations
 from tiny import tiny_config
 
 from detr_jax.data.categories import coco_panoptic
@@ -100,29 +100,9 @@ def test_returns_void_if_no_query_survives(tiny_model, tiny_params, pictures):
     assert [found.segments_info for found in segmentations] == [[], []]
 
 
-@contextlib.contextmanager
-def counted_compilations():
-    """A list that gets an entry for each program that is compiled."""
-    compiled = []
-
-    def count(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        yield compiled
-        before = len(compiled)
-        jax.jit(lambda x: 2 * x)(np.float32(1))
-        assert len(compiled) > before  # the event is still recorded under this name
-        del compiled[before:]
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
-
-
 def test_a_second_segmenter_of_a_model_compiles_nothing(segmenter, pictures):
     segmenter.segment(pictures, SIZE, SIZE)
-    with counted_compilations() as compiled:
+    with compilations() as compiled:
         second = Segmenter(segmenter.model.clone(), segmenter.params, COCO, segmenter.rules)
         second.segment(pictures, SIZE, SIZE)
     assert not compiled
@@ -131,7 +111,7 @@ def test_a_second_segmenter_of_a_model_compiles_nothing(segmenter, pictures):
 def test_one_program_for_a_shape_whatever_the_thresholds_and_survivors(segmenter):
     images = np.random.default_rng(0).integers(0, 256, (2, 56, 72, 3), np.uint8)
     rules = [FusionRules(threshold, *others) for threshold, *others in RULES]
-    with counted_compilations() as compiled:
+    with compilations() as compiled:
         counts = [
             len(segmenter.segment(images, SIZE, orig_size, rule)[0][0].segments_info)
             for rule in rules
