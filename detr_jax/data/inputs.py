@@ -1,7 +1,9 @@
 """What a user gives as an image: a path, an address, the bytes of a file, a Pillow image or an array."""
 
+import contextlib
 import io
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,6 +64,38 @@ def read_input(
         f"a {type(image).__name__} is no image: give a path, an address, the bytes of a file, a Pillow image "
         "or an array"
     )
+
+
+def read_inputs(
+    images: Sequence[AnyImage], rules: ImageRules = _DEFAULT_RULES, unit_range: bool = False
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """Reads several images, see `read_input`. An error names the index of an image that is no file."""
+    if len(images) == 1:
+        return [read_input(images[0], rules, unit_range)]
+    pixels = []
+    for index, image in enumerate(images):
+        with naming_image(index, image):
+            pixels.append(read_input(image, rules, unit_range))
+    return pixels
+
+
+@contextlib.contextmanager
+def naming_image(index: int, image: AnyImage) -> Iterator[None]:
+    """Adds which of several images a `UserError` is about, unless the image is a path or address.
+
+    Args:
+      index: Index of the image, counted from 0.
+      image: The image.
+
+    Raises:
+      UserError: The image cannot be read.
+    """
+    try:
+        yield
+    except UserError as error:
+        if isinstance(image, str | Path):  # the message names it
+            raise
+        raise UserError(f"images[{index}]: {error}") from error
 
 
 def _read_content(content: bytes, name: str, rules: ImageRules) -> UInt8[np.ndarray, "height width 3"]:

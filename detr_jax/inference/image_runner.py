@@ -1,7 +1,8 @@
 """Reads images that users give, and runs a model on those of one static shape."""
 
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,17 @@ from ml_collections import ConfigDict
 
 from detr_jax.data.example import Size
 from detr_jax.data.images import ImageRules, pad_images, resize_for_eval, static_shape
-from detr_jax.data.inputs import AnyImage, read_input
+from detr_jax.data.inputs import AnyImage, ImageList, naming_image, read_input
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
 from detr_jax.inference.detections import coco_results, describe_dropped, detections
 from detr_jax.inference.fusion import FusionRules
-from detr_jax.inference.read_ahead import ReadImage
+from detr_jax.inference.read_ahead import ReadAhead, ReadImage
 from detr_jax.inference.segmenter import Segmenter
+
+RunBatch = Callable[
+    [Sequence[ReadImage]], list[Any]
+]  # results of images of one static shape, run as one batch
 
 
 class ImageRunner:
@@ -36,6 +41,27 @@ class ImageRunner:
         resized = resize_for_eval(pixels, self._data)
         shape = static_shape((resized.shape[0], resized.shape[1]), self._data.eval_shapes)
         return ReadImage(resized, shape, (pixels.shape[0], pixels.shape[1]))
+
+    def read_numbered(self, numbered: tuple[int, AnyImage], unit_range: bool = False) -> ReadImage:
+        """One of several images, with its index, which errors name. See `read`."""
+        index, image = numbered
+        with naming_image(index, image):
+            return self.read(image, unit_range)
+
+    def run_all(self, image: AnyImage | ImageList, run: RunBatch, unit_range: bool, batch_size: int) -> Any:
+        """The result of an image; of a list of images, a list.
+
+        Args:
+          image: An image, or a list or tuple of images of any sizes.
+          run: Runs a batch, such as `segment` or `detect` with their other arguments.
+          unit_range: See `read_input`.
+          batch_size: Maximum number of images of a list that run together.
+        """
+        read = functools.partial(self.read_numbered, unit_range=unit_range)
+        ahead: ReadAhead[tuple[int, AnyImage], Any] = ReadAhead(read, run, batch_size)
+        if isinstance(image, list | tuple):
+            return list(ahead.results(enumerate(image)))
+        return run([self.read(image, unit_range)])[0]
 
     def segment(
         self, images: Sequence[ReadImage], rules: FusionRules | None = None

@@ -17,10 +17,10 @@ from detr_jax.config import default_config
 from detr_jax.data.categories import to_json
 from detr_jax.data.example import Category, Size
 from detr_jax.data.images import ImageRules
-from detr_jax.data.inputs import AnyImage, ImageList, read_input
+from detr_jax.data.inputs import AnyImage, ImageList, read_inputs
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
-from detr_jax.inference.image_runner import ImageRunner, checked_size, checked_threshold
+from detr_jax.inference.image_runner import ImageRunner, RunBatch, checked_size, checked_threshold
 from detr_jax.inference.pretrained import load_pretrained
 from detr_jax.inference.raw_outputs import RawOutputs, raw_outputs
 from detr_jax.inference.read_ahead import ReadAhead, ReadImage
@@ -154,10 +154,7 @@ class Predictor:
           MissingFileError: There is no such file.
           UserError: An image cannot be read, an argument is out of range, or the model has no mask head.
         """
-        several = isinstance(image, list | tuple)
-        images: Any = image if several else [image]
-        results = list(self.stream(images, batch_size=batch_size, threshold=threshold, unit_range=unit_range))
-        return results if several else results[0]
+        return self._runner.run_all(image, self._segmentation(threshold), unit_range, batch_size)
 
     def stream(
         self,
@@ -180,16 +177,20 @@ class Predictor:
 
         Raises:
           UserError: An argument is out of range, or the model has no mask head; and while iterating, an image
-            cannot be read.
+            cannot be read. An exception of the iterable is raised after the results of the images before it.
         """
+        read = functools.partial(self._runner.read_numbered, unit_range=unit_range)
+        run = self._segmentation(threshold)
+        return ReadAhead(read, run, batch_size, return_errors).results(enumerate(images))
+
+    def _segmentation(self, threshold: float | None) -> RunBatch:
+        """The function that segments a batch, with a threshold of its own if one is given."""
         if not self.has_masks:
             raise UserError("this checkpoint has no mask head: use detect(), or load a panoptic checkpoint")
         rules = self._segmenter.rules
         if threshold is not None:
             rules = dataclasses.replace(rules, threshold=checked_threshold(threshold))
-        read = functools.partial(self._runner.read, unit_range=unit_range)
-        run = functools.partial(self._runner.segment, rules=rules)
-        return ReadAhead(read, run, batch_size, return_errors).results(images)
+        return functools.partial(self._runner.segment, rules=rules)
 
     def warmup(self, sizes: Iterable[Size], batch_size: int = 1) -> None:
         """Compiles the programs for images of given sizes, or loads them from disk, before the first image.
@@ -256,12 +257,8 @@ class Predictor:
           MissingFileError: There is no such file.
           UserError: An image cannot be read, or an argument is out of range.
         """
-        several = isinstance(image, list | tuple)
-        read = functools.partial(self._runner.read, unit_range=unit_range)
         run = functools.partial(self._runner.detect, threshold=checked_threshold(threshold))
-        ahead: ReadAhead[Any, Any] = ReadAhead(read, run, batch_size)
-        results: list[Any] = list(ahead.results(image if isinstance(image, list | tuple) else [image]))
-        return results if several else results[0]
+        return self._runner.run_all(image, run, unit_range, batch_size)
 
     def raw(
         self, image: AnyImage, resize: bool = True, pad_to: Size | None = None, unit_range: bool = False
@@ -294,7 +291,6 @@ class Predictor:
           MissingFileError: There is no such file.
           UserError: An image cannot be read, or is larger than `pad_to`.
         """
-        rules = ImageRules.from_config(self.config.data)
-        pixels = [read_input(image, rules, unit_range) for image in images]
+        pixels = read_inputs(images, ImageRules.from_config(self.config.data), unit_range)
         data = self.config.data if resize else None
         return raw_outputs(self._segmenter, pixels, data, pad_to, self.has_masks)

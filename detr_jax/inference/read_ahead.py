@@ -79,24 +79,43 @@ class ReadAhead(Generic[Input, Result]):
         self._window = max(_AHEAD * self._threads, _AHEAD_OF_BATCH * batch_size if batch_size > 1 else 0)
 
     def results(self, images: Iterable[Input]) -> Iterator[Result | Exception]:
-        """Yields the result of each image, or what it raised. Takes images as they are needed."""
+        """Yields the result of each image, or what it raised. Takes images as they are needed.
+
+        An exception of the iterable itself is raised after the results of the images before it.
+        """
         source = iter(images)
         pending: collections.deque[_Pending[Result]] = collections.deque()
+        end: Exception | None = None
         with contextlib.ExitStack() as stack:
             pool = ThreadPoolExecutor(self._threads, thread_name_prefix="detr_jax_read")
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
             while True:
-                for image in source:
-                    pending.append(_Pending(pool.submit(self._read, image)))
-                    if len(pending) >= self._window:
-                        break
+                end = end or self._take(source, pending, pool)
                 if not pending:
+                    if end is not None:
+                        raise end
                     return
                 if pending[0].result is None:
                     self._run_first(pending)
                 result = pending.popleft().result
                 assert result is not None
                 yield result
+
+    def _take(
+        self,
+        source: Iterator[Input],
+        pending: collections.deque[_Pending[Result]],
+        pool: ThreadPoolExecutor,
+    ) -> Exception | None:
+        """Starts to read the next images. Returns what the iterable raised instead of its next image."""
+        try:
+            for image in source:
+                pending.append(_Pending(pool.submit(self._read, image)))
+                if len(pending) >= self._window:
+                    break
+        except Exception as error:
+            return error
+        return None
 
     def _run_first(self, pending: Sequence[_Pending[Result]]) -> None:
         """Runs the first image, together with others of its shape."""

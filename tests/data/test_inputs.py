@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_jax.data.inputs import read_input
+from detr_jax.data.inputs import read_input, read_inputs
 from detr_jax.errors import MissingFileError, UserError
 
 PIXELS = make.image(20, 30, 1)
@@ -85,3 +85,12 @@ def test_names_what_cannot_be_read():
         read_input("missing.png")
     with pytest.raises(UserError, match="file:///etc/passwd is not read: .* http:// or https://"):
         read_input("file:///etc/passwd")
+
+
+def test_errors_name_the_index_of_an_image_that_is_no_file(tmp_path):
+    with pytest.raises(UserError, match=r"^images\[1\]: an image array must be uint8, not int64"):
+        read_inputs([PIXELS, PIXELS.astype(np.int64)])
+    with pytest.raises(MissingFileError, match=r"^(?!images).*missing\.png"):
+        read_inputs([PIXELS, tmp_path / "missing.png"])
+    with pytest.raises(UserError, match="^an image array must be"):
+        read_inputs([PIXELS.astype(np.int64)])

@@ -158,6 +158,16 @@ def test_streams_any_iterable_and_reports_the_images_that_fail(tiny_model, tiny_
     np.testing.assert_array_equal(first.segment_map, last.segment_map)
     with pytest.raises(MissingFileError, match=r"missing\.png"):
         list(predictor.stream([image, tmp_path / "missing.png"]))
+    for call in (
+        predictor,
+        predictor.detect,
+        predictor.raw_batch,
+        lambda images: [*predictor.stream(images)],
+    ):
+        with pytest.raises(UserError, match=r"^images\[1\]: an image array must be uint8, not int64"):
+            call([image, image.astype(np.int64)])
+    with pytest.raises(UserError, match="^an image array must be uint8"):
+        predictor(image.astype(np.int64))
 
 
 def test_the_threshold_of_a_call_compiles_nothing_and_leaves_the_next_call_alone(tiny_model, tiny_params):

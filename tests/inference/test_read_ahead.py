@@ -68,6 +68,20 @@ def test_an_image_that_fails_ends_the_results_or_is_one_of_them(batch_size):
     assert [r for r in results if isinstance(r, int)] == [n for n in range(20) if n not in (7, 9)]
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_what_the_iterable_raises_comes_after_the_results_of_the_images_before(batch_size):
+    def broken():
+        yield from range(5)
+        raise OSError("the camera was unplugged")
+
+    results = ReadAhead(read, Run(), batch_size).results(broken())
+    assert [next(results) for _ in range(5)] == list(range(5))
+    with pytest.raises(OSError, match="unplugged") as raised:
+        next(results)
+    assert "broken" in [entry.name for entry in raised.traceback]
+    assert list(results) == []
+
+
 def test_rejects_an_empty_batch():
     with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
         ReadAhead(read, Run(), 0)
