@@ -1,50 +1,23 @@
-import os
 import shutil
-import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
+from installed import build_wheel, make_environment, run
 
 from detr_jax import __version__
-
-ROOT = Path(__file__).parent.parent
-
-
-def run(*command, cwd):
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, cwd=cwd, env=variables
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of the package, built without a network from a copy of its source."""
-    source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "detr_jax", source / "detr_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
-    run(sys.executable, *build, "--wheel-dir", source / "dist", source, cwd=source)
-    (wheel,) = (source / "dist").iterdir()
-    return wheel
+    return build_wheel(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def scripts(wheel, tmp_path_factory):
-    """Scripts of an environment with the wheel and this environment's packages, but without the checkout."""
+    """Scripts of an environment with the wheel."""
     folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, symlinks=True)
-    names = {"base": str(folder), "platbase": str(folder)}
-    packages = Path(sysconfig.get_path("purelib", "venv", names))
-    # Python ignores .pth files inside a folder that a .pth file adds, so an editable install is not visible.
-    (packages / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    scripts = Path(sysconfig.get_path("scripts", "venv", names))
+    scripts = make_environment(folder)
     install = ("-m", "pip", "--python", scripts / "python", "install", "--quiet", "--no-deps", "--no-index")
     run(sys.executable, *install, "--ignore-installed", wheel, cwd=folder)
     return scripts
