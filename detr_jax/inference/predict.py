@@ -14,7 +14,7 @@ from detr_jax.config import validate
 from detr_jax.data.images import ImageRules, ListedImage, list_images, read_image
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
-from detr_jax.inference.prediction_folder import PredictionFolder, result_folders
+from detr_jax.inference.prediction_folder import OUTPUT_FOLDER, PredictionFolder, result_folders
 from detr_jax.inference.predictor import Predictor
 from detr_jax.runtime.interruption import Interruption
 from detr_jax.runtime.progress import Advance, progress
@@ -80,8 +80,8 @@ def predict_files(
       overlays: Whether to write the pictures in `overlays/`.
 
     Raises:
-      UserError: The model has no mask head, the folder cannot be written to, or images failed. The message
-        lists these images with the reasons.
+      UserError: The model has no mask head, the folder cannot be written to, another process writes to it,
+        or images failed. The message lists these images with the reasons.
     """
     if not predictor.has_masks:
         raise UserError(
@@ -92,23 +92,31 @@ def predict_files(
     for image in images:
         distinct.setdefault(os.path.abspath(image.path), image)
     listed = list(distinct.values())
-    output = PredictionFolder(folder, listed, predictor.categories, predictor.identity(), overlays)
-    if len(output.pending) < len(listed):
-        finished = len(listed) - len(output.pending)
-        log(f"{finished} of {len(listed)} images were finished by an earlier run with the same settings")
-    job = _FolderJob(predictor, listed, output)
-    with Interruption() as interruption:
-        try:
-            with interruption.immediate(), progress("images", len(output.pending)) as advance:
-                job.run(batch_size or _default_batch_size(), advance)
-        finally:
-            count = output.publish()
-            log(f"wrote {count} predictions to {_printable(folder)}")
+    with claim(folder, OUTPUT_FOLDER):
+        output = PredictionFolder(folder, listed, predictor.categories, predictor.identity(), overlays)
+        if len(output.pending) < len(listed):
+            finished = len(listed) - len(output.pending)
+            log(f"{finished} of {len(listed)} images were finished by an earlier run with the same settings")
+        job = _FolderJob(predictor, listed, output)
+        _run_and_publish(job, output, folder, batch_size or _default_batch_size())
     failures = [reason for _, reason in sorted(job.failures.items())]
     if failures:
         raise UserError(
             "\n  ".join([f"{len(failures)} of {len(listed)} images failed:", *_shortened(failures)])
         )
+
+
+def _run_and_publish(
+    job: "_FolderJob", output: PredictionFolder, folder: str | Path, batch_size: int
+) -> None:
+    """Segments the pending images, and publishes what is finished also if that is interrupted."""
+    with Interruption() as interruption:
+        try:
+            with interruption.immediate(), progress("images", len(output.pending)) as advance:
+                job.run(batch_size, advance)
+        finally:
+            count = output.publish()
+            log(f"wrote {count} predictions to {_printable(folder)}")
 
 
 class _FolderJob:

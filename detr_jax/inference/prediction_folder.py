@@ -28,9 +28,11 @@ from detr_jax.inference.prediction_records import (
     write_records,
 )
 from detr_jax.runtime.files import write_text
+from detr_jax.runtime.workdir import Claimable
 from detr_jax.visualize import overlay
 
 FOLDERS = ("panoptic", "overlays")
+OUTPUT_FOLDER = Claimable("output folder", "output folder", FOLDERS)
 _DESCRIPTION = "panoptic segmentations predicted by detr-jax"
 _STAGING = ".predictions.partial"
 _RECORDS = ".predictions.jsonl"

@@ -1,4 +1,4 @@
-"""Claims the working directory of a run: it must be writable, and two runs never share one."""
+"""Claims the folder that a process writes to: it must be writable, and two processes never share one."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,36 +21,54 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-_FOLDERS = ("checkpoints", "best", "pictures", "damaged", "profile")
+
+
+class Claimable(NamedTuple):
+    """A kind of folder that one process at a time writes to.
+
+    Attributes:
+      name: What messages call it.
+      option: What the user chooses it by.
+      folders: Names that are folders within it, if they exist.
+    """
+
+    name: str
+    option: str
+    folders: tuple[str, ...]
+
+
+WORKDIR = Claimable("workdir", "--workdir", ("checkpoints", "best", "pictures", "damaged", "profile"))
 
 
 @contextlib.contextmanager
-def claim(workdir: str | Path) -> Iterator[None]:
-    """Creates a working directory and holds its lock, on process 0 only, while the context is open.
+def claim(path: str | Path, kind: Claimable = WORKDIR) -> Iterator[None]:
+    """Creates a folder and holds its lock, on process 0 only, while the context is open.
 
-    The kernel drops the lock when the process ends, however it ends. A new directory that stays empty is
+    The kernel drops the lock when the process ends, however it ends. A new folder that stays empty is
     removed.
 
     Args:
-      workdir: Directory of the run.
+      path: The folder, by default the working directory of a run.
+      kind: What it is.
 
     Raises:
-      UserError: The directory cannot be used or written, or another run holds it; the message says which.
+      UserError: The folder cannot be used or written, or another process holds it; the message says which.
     """
-    if not str(workdir).strip() or "\0" in str(workdir):
-        raise UserError(f"the workdir is {str(workdir)!r}, which names no folder: set --workdir=FOLDER")
+    if not str(path).strip() or "\0" in str(path):
+        raise UserError(f"the {kind.name} is {str(path)!r}, which names no folder: set {kind.option}=FOLDER")
     if jax.process_index() != 0:
         yield
         return
-    folder = Path(workdir)
+    folder = Path(path)
     try:
-        _check_folders(folder)
+        _check_folders(folder, kind)
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        file = _lock(folder)
+        file = _lock(folder, kind)
     except OSError as error:
         raise UserError(
-            f"cannot write to the workdir {folder}: {error.strerror or error}: choose another --workdir"
+            f"cannot write to the {kind.name} {folder}: {error.strerror or error}: choose another "
+            f"{kind.option}"
         ) from error
     try:
         yield
@@ -79,14 +97,14 @@ def require_space(workdir: str | Path, needed: int) -> None:
         )
 
 
-def _check_folders(folder: Path) -> None:
-    for path in (folder, *(folder / name for name in _FOLDERS)):
+def _check_folders(folder: Path, kind: Claimable) -> None:
+    for path in (folder, *(folder / name for name in kind.folders)):
         if (path.exists() or path.is_symlink()) and not path.is_dir():
-            raise UserError(f"{path} is not a folder, but a run needs one there: choose another --workdir")
+            raise UserError(f"{path} is not a folder, but one is needed there: choose another {kind.option}")
 
 
-def _lock(folder: Path) -> int:
-    """Locks a working directory.
+def _lock(folder: Path, kind: Claimable) -> int:
+    """Locks a folder.
 
     Returns:
       Descriptor of the lock file; closing it releases the lock.
@@ -100,7 +118,7 @@ def _lock(folder: Path) -> int:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _lock_file(file) and _holder_may_live(file):
-                raise _in_use(folder, file, f"; if that process is gone, delete {path}")
+                raise _in_use(folder, kind, file, f"; if that process is gone, delete {path}")
             if not _is_at(file, path):  # its holder deleted it after it was opened
                 os.close(file)
                 continue
@@ -109,7 +127,7 @@ def _lock(folder: Path) -> int:
             os.pwrite(file, json.dumps(content).encode(), 0)
             return file
         except BlockingIOError:
-            error = _in_use(folder, file, "")
+            error = _in_use(folder, kind, file, "")
             os.close(file)
             raise error from None
         except BaseException:
@@ -166,12 +184,12 @@ def _holder(file: int) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _in_use(folder: Path, file: int, hint: str) -> UserError:
+def _in_use(folder: Path, kind: Claimable, file: int, hint: str) -> UserError:
     holder = _holder(file) or {}
     process, host, since = (holder.get(key, "unknown") for key in ("process", "host", "since"))
     return UserError(
-        f"the workdir {folder} is in use by process {process} on host {host}, since {since}: wait until it "
-        f"ends, or choose another --workdir{hint}"
+        f"the {kind.name} {folder} is in use by process {process} on host {host}, since {since}: wait until "
+        f"it ends, or choose another {kind.option}{hint}"
     )
 
 

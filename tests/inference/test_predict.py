@@ -1,14 +1,14 @@
 import copy
 import json
 import os
-import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_config, tiny_model
+from predicted_folders import Recording, failing, run, save_image, written_names
+from tiny import tiny_model
 
 from detr_jax import Predictor
 from detr_jax.data.categories import coco_panoptic, to_json
@@ -18,29 +18,6 @@ from detr_jax.errors import MissingFileError, UserError
 from detr_jax.inference.predict import predict, predict_files
 from detr_jax.models.detr import init_params
 from detr_jax.weights import layouts, tensor_files
-
-
-@pytest.fixture(scope="module")
-def config():
-    config = tiny_config()
-    config.eval.threshold = 0.0
-    config.data.update({"eval_scale": 64, "eval_shapes": ((96, 96),)})
-    return config
-
-
-@pytest.fixture(scope="module")
-def predictor(config, tiny_model, tiny_params):
-    return Predictor(tiny_model, jax.device_get(tiny_params), coco_panoptic(), config)
-
-
-def save_image(path, height, width):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)).save(path)
-    return path
-
-
-def run(predictor, files, folder, **options):
-    predict_files(predictor, list_images(files) if files else (), folder, **options)
 
 
 def test_writes_coco_panoptic_files_and_overlays(predictor, tmp_path):
@@ -74,37 +51,6 @@ def test_images_of_the_same_name_get_different_files(predictor, tmp_path):
     assert len({image["file_name"] for image in written["images"]}) == 4
 
 
-def written_names(folder):
-    panoptic, overlays = (
-        sorted(file.name for file in (folder / part).iterdir()) for part in ("panoptic", "overlays")
-    )
-    assert panoptic == overlays
-    assert sorted(entry.name for entry in folder.iterdir()) == [
-        ".predictions.jsonl",
-        "overlays",
-        "panoptic",
-        "panoptic.json",
-    ]
-    return panoptic
-
-
-def failing(predictor, fail):
-    """The predictor, except that images of height 41 call `fail`, which returns the result."""
-
-    class Failing(Predictor):
-        def __init__(self):
-            self.__dict__ = predictor.__dict__
-
-        def stream(self, images, **options):
-            for path in images:
-                if path.suffix == ".png" and Image.open(path).height == 41:
-                    yield fail()
-                else:
-                    yield from super().stream([path], **options)
-
-    return Failing()
-
-
 def test_a_failing_image_does_not_stop_the_others(predictor, tmp_path, capsys):
     def out_of_memory():
         try:
@@ -128,20 +74,6 @@ def test_a_failing_image_does_not_stop_the_others(predictor, tmp_path, capsys):
     assert "Traceback" in printed and "second line" in printed and "wrote 2 predictions" in printed
 
 
-def interrupt():
-    raise KeyboardInterrupt
-
-
-def test_an_interrupted_run_keeps_what_is_done(predictor, tmp_path):
-    heights = {"a.png": 40, "b.png": 41, "c.png": 40}
-    files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
-    with pytest.raises(KeyboardInterrupt):
-        run(failing(predictor, interrupt), files, tmp_path / "out")
-    assert written_names(tmp_path / "out") == ["a.png"]
-    run(predictor, files[1:], tmp_path / "out")
-    assert written_names(tmp_path / "out") == ["b.png", "c.png"]
-
-
 def test_other_files_and_the_images_themselves_are_kept(predictor, tmp_path):
     first = save_image(tmp_path / "a.png", 40, 60)
     run(predictor, [first], tmp_path / "out")
@@ -153,72 +85,6 @@ def test_other_files_and_the_images_themselves_are_kept(predictor, tmp_path):
     assert (overlay.read_bytes(), own.read_text()) == (before, "kept")
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert [entry["file_name"] for entry in written["annotations"]] == ["a_1.png", "b_2.png"]
-
-
-class Recording(Predictor):
-    """A predictor that records which files it segmented."""
-
-    def __init__(self, predictor):
-        self.__dict__ = {**predictor.__dict__, "segmented": []}
-
-    def stream(self, images, **options):
-        images = list(images)
-        self.segmented = [path.name for path in images]
-        return super().stream(images, **options)
-
-
-def test_what_is_finished_is_not_done_again(predictor, tmp_path):
-    files = [save_image(tmp_path / name, 40, 60) for name in ("a.png", "b.png", "c.png")]
-    recording = Recording(predictor)
-    run(recording, files[:2], tmp_path / "out")
-    before = json.loads((tmp_path / "out" / "panoptic.json").read_text())
-    run(recording, files, tmp_path / "out")
-    assert recording.segmented == ["c.png"]
-    after = json.loads((tmp_path / "out" / "panoptic.json").read_text())
-    assert after["annotations"][:2] == before["annotations"]
-    assert written_names(tmp_path / "out") == ["a.png", "b.png", "c.png"]
-    os.utime(files[0], (1, 1))
-    (tmp_path / "out" / "overlays" / "c.png").unlink()
-    run(recording, files, tmp_path / "out")
-    assert recording.segmented == ["a.png", "c.png"]
-    run(recording, files[1:], tmp_path / "out")
-    assert recording.segmented == []
-    assert written_names(tmp_path / "out") == ["b.png", "c.png"]
-
-
-def test_a_run_that_was_killed_while_it_published_is_resumed(predictor, tmp_path):
-    files = [save_image(tmp_path / name, 40, 60) for name in ("a.png", "b.png")]
-    out = tmp_path / "out"
-    run(predictor, files, out)
-    before = (out / "panoptic.json").read_text()
-    for part in ("panoptic", "overlays"):  # as if b.png had not been moved to its place yet
-        (out / ".predictions.partial" / part).mkdir(parents=True)
-        (out / part / "b.png").rename(out / ".predictions.partial" / part / "b.png")
-    (out / "overlays" / "b.png").touch()
-    with (out / ".predictions.jsonl").open("a") as records:
-        records.write('{"image": "c')  # half a line
-    (out / ".predictions.partial" / "panoptic" / "c.png").touch()
-    recording = Recording(predictor)
-    run(recording, files, out)
-    assert recording.segmented == []
-    assert written_names(out) == ["a.png", "b.png"]
-    assert (out / "overlays" / "b.png").stat().st_size > 0
-    assert (out / "panoptic.json").read_text() == before
-
-
-def test_other_settings_do_everything_again(predictor, config, tiny_model, tiny_params, tmp_path):
-    file = save_image(tmp_path / "a.png", 40, 60)
-    run(predictor, [file], tmp_path / "out")
-    changed = config.copy_and_resolve_references()
-    changed.eval.threshold = 0.5
-    params = jax.device_get(tiny_params)
-    stricter = Recording(Predictor(tiny_model, params, coco_panoptic(), changed))
-    run(stricter, [file], tmp_path / "out")
-    assert stricter.segmented == ["a.png"]
-    params["class_head"] = jax.tree.map(lambda array: array + 0.01, params["class_head"])
-    other = Recording(Predictor(tiny_model, params, coco_panoptic(), changed))
-    run(other, [file], tmp_path / "out")
-    assert other.segmented == ["a.png"]
 
 
 def test_sub_folders_are_kept_and_numbers_are_image_ids(predictor, tmp_path):
@@ -287,20 +153,20 @@ def test_a_panoptic_json_that_is_not_ours_is_kept(predictor, content, tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_named(predictor, tmp_path):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(UserError, match="cannot write .*out: Not a directory"):
+    with pytest.raises(UserError, match="out is not a folder, .*: choose another output folder"):
         run(predictor, [save_image(tmp_path / "a.png", 40, 60)], tmp_path / "out")
 
 
-def test_rejects_a_model_without_mask_head(config, tiny_model, tiny_params, tmp_path):
+def test_rejects_a_model_without_mask_head(folder_config, tiny_model, tiny_params, tmp_path):
     detector = {name: part for name, part in jax.device_get(tiny_params).items() if name != "mask_head"}
-    predictor = Predictor(tiny_model, detector, coco_panoptic(), config)
+    predictor = Predictor(tiny_model, detector, coco_panoptic(), folder_config)
     with pytest.raises(UserError, match="no mask head"):
         run(predictor, [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_classes_that_are_not_known_are_numbered_or_given(config, tiny_params, tmp_path):
-    config = config.copy_and_resolve_references()
+def test_classes_that_are_not_known_are_numbered_or_given(folder_config, tiny_params, tmp_path):
+    config = folder_config.copy_and_resolve_references()
     config.init_from = str(tmp_path / "tiny.safetensors")
     tensor_files.write_state_dict(layouts.to_state_dict(jax.device_get(tiny_params)), config.init_from)
     save_image(tmp_path / "a.png", 40, 60)
@@ -313,17 +179,8 @@ def test_classes_that_are_not_known_are_numbered_or_given(config, tiny_params, t
     assert [category["name"] for category in json.loads(written.read_text())["categories"]] == ["plasma"]
 
 
-def test_sigterm_keeps_what_is_done(predictor, tmp_path):
-    terminated = failing(predictor, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    heights = {"a.png": 40, "b.png": 41, "c.png": 40}
-    files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
-    with pytest.raises(KeyboardInterrupt):
-        run(terminated, files, tmp_path / "out")
-    assert written_names(tmp_path / "out") == ["a.png"]
-
-
-def test_predicts_into_the_workdir_with_the_weights_of_the_config(config, tmp_path):
-    config = config.copy_and_resolve_references()
+def test_predicts_into_the_workdir_with_the_weights_of_the_config(folder_config, tmp_path):
+    config = folder_config.copy_and_resolve_references()
     config.init_from = str(tmp_path / "tiny.safetensors")
     config.model.num_classes = 91  # as in published models, whose classes are COCO's
     params = init_params(tiny_model(num_classes=91), jax.random.key(0))
@@ -333,13 +190,13 @@ def test_predicts_into_the_workdir_with_the_weights_of_the_config(config, tmp_pa
     assert (tmp_path / "run" / "predictions" / "panoptic" / "a.png").exists()
 
 
-def test_missing_images_are_reported_before_weights_are_read(config, tmp_path):
+def test_missing_images_are_reported_before_weights_are_read(folder_config, tmp_path):
     with pytest.raises(MissingFileError, match="no images"):
-        predict(config, tmp_path, [])
+        predict(folder_config, tmp_path, [])
 
 
-def test_validates_the_config_first(config, tmp_path):
-    config = config.copy_and_resolve_references()
+def test_validates_the_config_first(folder_config, tmp_path):
+    config = folder_config.copy_and_resolve_references()
     config.eval.merge_stuff = "last"
     with pytest.raises(UserError, match="merge_stuff"):
         predict(config, tmp_path, [])
