@@ -48,7 +48,7 @@ def export(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         layout=options.layout,
         shape=options.shape,
-        dilation=options.dilation or None,
+        dilation=options.dilation,
         categories=options.categories,
     )
     print(f"wrote {options.file}")
@@ -81,7 +81,7 @@ def predict(options: argparse.Namespace) -> None:
     enable_compilation_cache()
     predictor = Predictor.from_pretrained(
         options.weights,
-        dilation=options.dilation or None,
+        dilation=options.dilation,
         categories=options.categories,
         threshold=options.threshold,
         merge_stuff=options.merge_stuff,
@@ -172,7 +172,7 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
         help='JSON file that names the classes: a list of categories, or an object with "categories"; by '
         "default those stored with the weights, or COCO's",
     )
-    parser.add_argument("--dilation", action="store_true", help="for published DC5 models")
+    _add_dilation(parser)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the computation")
 
 
@@ -207,7 +207,15 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         help="size in pixels of the images that a program takes; default: the model's first evaluation shape",
     )
     parser.add_argument("--categories", metavar="FILE", help="JSON file that names the classes")
-    parser.add_argument("--dilation", action="store_true", help="for published DC5 models")
+    _add_dilation(parser)
+
+
+def _add_dilation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dilation",
+        action=argparse.BooleanOptionalAction,
+        help="whether it is a DC5 model; default: as stored with it or published, else if its name has dc5",
+    )
 
 
 def _positive(text: str) -> int:

@@ -7,12 +7,14 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import random_params, tiny_model
 
 import detr_jax
 from detr_jax.__main__ import main
 from detr_jax.data.coco import CocoPanoptic
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.data.shapes import export as write_shapes
+from detr_jax.weights import layouts, tensor_files
 
 
 def run(*arguments, **variables):
@@ -136,6 +138,17 @@ def test_export_writes_the_file_it_reports(tmp_path, capsys):
     main(["export", "shapes-panoptic", str(file), "--dtype=float16"])
     assert file.is_file()
     assert capsys.readouterr().out == f"wrote {file}\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not name its 14 classes")
+@pytest.mark.parametrize(("option", "dilation"), [([], True), (["--no-dilation"], False)])
+def test_the_dilation_that_a_name_suggests_can_be_denied(option, dilation, tmp_path):
+    file, exported = tmp_path / "own-dc5.safetensors", tmp_path / "exported.safetensors"
+    state = layouts.to_state_dict(random_params(tiny_model()))
+    tensor_files.write_state_dict(state, file)
+    main(["export", str(file), str(exported), *option])
+    stored = json.loads(tensor_files.read_metadata(exported)["config"])
+    assert stored["model"]["dilation"] == dilation
 
 
 def test_tfds_prepares_the_dataset_it_reports(monkeypatch, capsys):

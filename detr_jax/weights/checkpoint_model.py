@@ -92,7 +92,7 @@ def model_of_tensors(state: StateDict, source: str) -> dict[str, Any]:
     options = layouts.model_options_of(state, source)
     undetermined = () if layouts.is_panoptic(state) else ("num_heads", "pyramid")
     known = {name: options[name] for name in FOLLOWED if name in options and name not in undetermined}
-    heads = _config_beside(source).get("encoder_attention_heads")
+    heads = config_beside(source).get("encoder_attention_heads")
     if "num_heads" not in known and type(heads) is int and FIELDS["model.num_heads"].rule.accepts(heads):
         known["num_heads"] = heads
     dilation = dilation_of(source)
@@ -112,13 +112,13 @@ def dilation_of(source: str | Path) -> bool | None:
     published = published_model(str(source))
     if published is not None:
         return published.dilation
-    dilation = _config_beside(source).get("dilation")
+    dilation = config_beside(source).get("dilation")
     if isinstance(dilation, bool):
         return dilation
     return True if "dc5" in Path(source).name.lower() else None
 
 
-def _config_beside(source: str | Path) -> dict[str, Any]:
+def config_beside(source: str | Path) -> dict[str, Any]:
     """The config.json of transformers beside a checkpoint file; empty if there is none that can be read."""
     file = tensor_files.locate(source).parent / "config.json"
     try:

@@ -1,13 +1,16 @@
 """The categories of a checkpoint's classes, and whether they are those of a dataset."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detr_jax.config_rules import parse_json
 from detr_jax.data.categories import coco_panoptic, from_json
 from detr_jax.data.example import Category
 from detr_jax.errors import MissingFileError, UserError
+from detr_jax.weights.checkpoint_model import config_beside
 from detr_jax.weights.runs import stored_with
 
 # A class index is a category id. These are the numbers of classes of the original's box and panoptic models;
@@ -16,6 +19,9 @@ COCO_THINGS, COCO_PANOPTIC = 91, 250
 
 # Whole annotation files are read, too: COCO's largest panoptic one has 300 MB.
 _MAX_BYTES = 500_000_000
+
+# Names in the "id2label" of transformers that say nothing.
+_PLACEHOLDER, _UNUSED = re.compile(r"LABEL_\d+"), "N/A"
 
 # What names the classes of a checkpoint: categories, or the path of a JSON file, see `read_categories`.
 GivenCategories = Sequence[Category] | str | Path
@@ -112,7 +118,8 @@ def known_categories(source: str | Path, num_classes: int) -> tuple[Category, ..
       num_classes: Number of classes of the checkpoint.
 
     Returns:
-      The categories stored with the checkpoint; COCO's if the number of classes is that of a published model;
+      The categories stored with the checkpoint; else those that a config.json of transformers beside it
+      names, see `_labelled_categories`; else COCO's if the number of classes is that of a published model;
       otherwise None.
 
     Raises:
@@ -129,9 +136,38 @@ def known_categories(source: str | Path, num_classes: int) -> tuple[Category, ..
                 f"model: {names_of(exceeding)}"
             )
         return categories
+    labelled = _labelled_categories(config_beside(source).get("id2label"), num_classes)
+    if labelled:
+        return labelled
     if num_classes not in (COCO_THINGS, COCO_PANOPTIC):
         return None
     return tuple(category for category in coco_panoptic() if category.id < num_classes)
+
+
+def _labelled_categories(labels: Any, num_classes: int) -> tuple[Category, ...] | None:
+    """The categories of the "id2label" of transformers, which does not tell things from stuff.
+
+    Categories that are COCO's by id and name are COCO's; the others are things.
+
+    Args:
+      labels: The names by class: {"0": "N/A", "1": "person", ...}. Classes named "N/A" are not in use.
+      num_classes: Number of classes of the checkpoint.
+
+    Returns:
+      The categories; None if the labels are not names of all classes: there are fewer or more of them, or
+      placeholders, "LABEL_0".
+    """
+    if not isinstance(labels, dict) or labels.keys() != {str(index) for index in range(num_classes)}:
+        return None
+    entries = [{"id": index, "name": labels[str(index)]} for index in range(num_classes)]
+    if any(_PLACEHOLDER.fullmatch(str(entry["name"])) for entry in entries):
+        return None
+    try:
+        named = from_json([entry for entry in entries if entry["name"] != _UNUSED])
+    except UserError:  # whatever lies there, the checkpoint can be used without it
+        return None
+    coco = {(category.id, category.name): category for category in coco_panoptic()}
+    return tuple(coco.get((category.id, category.name), category) for category in named)
 
 
 def unknown_categories(

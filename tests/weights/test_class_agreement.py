@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from detr_jax.data.categories import coco_panoptic
+from detr_jax.data.categories import coco_panoptic, from_json
 from detr_jax.data.example import Category
 from detr_jax.data.shapes import shapes_categories
 from detr_jax.errors import UserError
@@ -34,6 +34,39 @@ def test_published_numbers_of_classes_stand_for_coco(unnamed):
     assert class_agreement.known_categories(unnamed, 250) == COCO
     assert class_agreement.known_categories(unnamed, 91) == COCO[:80]
     assert class_agreement.known_categories(unnamed, 12) is None
+
+
+def id2label(names):
+    return {"model_type": "detr", "id2label": {str(index): name for index, name in enumerate(names)}}
+
+
+def test_the_config_json_of_transformers_names_the_classes(unnamed, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(id2label(["N/A", "person", "hat", "dog"])))
+    hat = Category(2, "hat", True, from_json([{"id": 2, "name": "hat"}])[0].color)
+    dog = from_json([{"id": 3, "name": "dog"}])[0]  # COCO's dog is class 18
+    assert class_agreement.categories_of(unnamed, 4) == (COCO[0], hat, dog)
+    names = dict.fromkeys(range(250), "N/A") | {category.id: category.name for category in COCO}
+    file.write_text(json.dumps(id2label(names.values())))
+    assert class_agreement.categories_of(unnamed, 250) == COCO
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["LABEL_0", "LABEL_1", "LABEL_2"],
+        ["hat", "LABEL_1", "cap"],
+        ["hat", "cap"],
+        ["N/A"] * 3,
+        ["hat", 2, ""],
+    ],
+)
+def test_a_config_json_that_does_not_name_all_classes_is_ignored(names, unnamed, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(id2label(names)))
+    with pytest.warns(RuntimeWarning, match="does not name its 3 classes: they are numbered"):
+        assert class_agreement.categories_of(unnamed, 3)[2].name == "class 2"
+    (tmp_path / "config.json").write_text(json.dumps(id2label([f"LABEL_{k}" for k in range(250)])))
+    assert class_agreement.categories_of(unnamed, 250) == COCO
 
 
 def test_classes_that_nothing_names_are_numbered_things_with_a_warning(unnamed):
