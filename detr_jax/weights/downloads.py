@@ -1,5 +1,8 @@
 """Downloads published checkpoints into the user's cache: once, resumed after a cut, checked by their hash.
 
+A file that was checked has a NAME.checked beside it, with its size and time of modification. Where these no
+longer agree, the file is checked again, and downloaded again if it is damaged.
+
 The cache is `detr_jax/weights` in XDG_CACHE_HOME or ~/.cache. Environment variables that change this:
 
   DETR_JAX_CACHE: folder to use instead.
@@ -16,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -50,7 +53,7 @@ def offline() -> bool:
 
 
 def fetch(address: str) -> Path:
-    """Path of a published file in the cache. It is downloaded if it is not there yet.
+    """Path of a published file in the cache. It is downloaded if it is not there yet, or damaged.
 
     Args:
       address: Address of the file. Its name ends in the first digits of its SHA-256:
@@ -58,7 +61,8 @@ def fetch(address: str) -> Path:
 
     Raises:
       MissingFileError: The file cannot be downloaded.
-      UserError: It cannot be written, or is not the file that was published.
+      UserError: It cannot be written, is not the file that was published, or is damaged and must not be
+        downloaded again.
     """
     name = address.rpartition("/")[2]
     if base := os.environ.get("DETR_JAX_WEIGHTS_URL"):
@@ -66,9 +70,14 @@ def fetch(address: str) -> Path:
     if not address.startswith(("https://", "http://")):
         raise UserError(f"DETR_JAX_WEIGHTS_URL must start with https:// or http://, not {address[:80]!r}")
     file = cache_folder() / name
-    if file.is_file():
+    if _is_whole(file):
         return file
     if offline():
+        if file.is_file():
+            raise UserError(
+                f"{file} is damaged, and DETR_JAX_OFFLINE forbids another download: unset it, or replace the "
+                f"file by {address}"
+            )
         raise MissingFileError(
             f"{name} is not in {file.parent}, and DETR_JAX_OFFLINE forbids its download: unset it, or put "
             f"the file there from {address}"
@@ -76,13 +85,53 @@ def fetch(address: str) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with _alone(file):
-            if not file.is_file():  # another process may have downloaded it meanwhile
+            if not _is_whole(file):  # another process may have downloaded it meanwhile
+                if file.is_file():
+                    _say(f"{file} is damaged: downloading it again")
                 _download(address, file)
     except OSError as error:
         if isinstance(error, UserError):
             raise
         _unwritable(file, error)
     return file
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file is there and is the one that was published, by its hash unless it was checked before."""
+    try:
+        if _marker(file).read_text() == _stamp(file):
+            return True
+    except (OSError, ValueError):
+        pass
+    try:
+        whole = _digest(file).startswith(hash_in_name(file.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # may not be read, which is reported when that is tried
+        return True
+    if whole:
+        _mark(file)
+    return whole
+
+
+def _mark(file: Path) -> None:
+    """Records that a file was checked."""
+    with suppress(OSError):  # of a cache that cannot be written, files are checked every time
+        _marker(file).write_text(_stamp(file))
+
+
+def _marker(file: Path) -> Path:
+    return file.with_name(f"{file.name}.checked")
+
+
+def _stamp(file: Path) -> str:
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager
@@ -108,8 +157,7 @@ def _download(address: str, file: Path) -> None:
         _receive_all(address, target, show)
         target.flush()
         os.fsync(target.fileno())
-    with partial.open("rb") as received:
-        digest = hashlib.file_digest(received, "sha256").hexdigest()
+    digest = _digest(partial)
     if not digest.startswith(hash_in_name(file.name)):
         partial.unlink()
         raise UserError(
@@ -117,6 +165,7 @@ def _download(address: str, file: Path) -> None:
             f"{hash_in_name(file.name)}; it was deleted: try again, {_ELSEWHERE}"
         )
     partial.replace(file)
+    _mark(file)
 
 
 def _receive_all(address: str, target: BinaryIO, show: Callable[[int, int | None], None]) -> None:

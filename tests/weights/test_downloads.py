@@ -14,6 +14,7 @@ import pytest
 
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.weights import downloads, tensor_files
+from detr_jax.weights.published import PublishedBackbone
 
 CONTENT = bytes(range(256)) * 2048
 NAME = f"tiny-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
@@ -156,6 +157,36 @@ def test_offline(server, monkeypatch):
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("damaged", [CONTENT[:-1], b"", CONTENT[:-1] + b"?"])
+def test_a_damaged_file_in_the_cache_is_downloaded_again(damaged, server, monkeypatch, capsys):
+    file = fetch()
+    file.write_bytes(damaged)
+    os.utime(file, (1, 1))  # within the resolution of the clock, a file of the same size looks the same
+    monkeypatch.setenv("DETR_JAX_OFFLINE", "1")
+    with pytest.raises(UserError, match=f"{file} is damaged, and DETR_JAX_OFFLINE forbids") as caught:
+        fetch()
+    assert_one_line(caught)
+    assert file.read_bytes() == damaged
+    monkeypatch.delenv("DETR_JAX_OFFLINE")
+    server.status = 503
+    with pytest.raises(MissingFileError, match="answers 503"):
+        fetch()
+    assert file.read_bytes() == damaged  # until there is another
+    server.status = 200
+    assert fetch().read_bytes() == CONTENT
+    assert f"{file} is damaged: downloading it again" in capsys.readouterr().err
+
+
+def test_a_file_that_was_put_into_the_cache_is_checked_once(server, tmp_path, monkeypatch):
+    file = tmp_path / "cache" / NAME
+    file.parent.mkdir()
+    file.write_bytes(CONTENT)
+    assert fetch() == file
+    monkeypatch.setattr(downloads.hashlib, "file_digest", None)
+    assert fetch() == file
+    assert server.requests == []
+
+
 @pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 3)])
 def test_refusals_of_the_server(status, requests, server):
     server.status = status
@@ -232,6 +263,8 @@ def test_published_names_are_located(server, tmp_path, monkeypatch):
     for name in ("detr-r50-panoptic", "resnet101"):
         with pytest.raises(UserError, match=f"/detr/{name}-.*not the file that was published"):
             tensor_files.locate(name)
-    cached = tmp_path / "cache" / "detr-r50-e632da11.pth"
-    cached.touch()
-    assert tensor_files.locate("detr-r50") == cached
+    cached = tmp_path / "cache" / NAME
+    cached.write_bytes(CONTENT)
+    tiny = PublishedBackbone("tiny", NAME, 50)
+    monkeypatch.setattr(tensor_files, "BACKBONES", {"tiny": tiny})
+    assert tensor_files.locate("tiny") == cached
