@@ -1,4 +1,4 @@
-"""Times two implementations of the same work, alternating, each in processes of its own.
+"""Times implementations of the same work, alternating, each in processes of its own.
 
 A benchmark is a script with one function per side. Run without arguments, it starts itself again with
 `--side` for every side and round, so that both sides share the state of the machine. It then prints a table
@@ -13,14 +13,18 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers", "panopticapi-lite")
+PACKAGES = (
+    "jax", "jaxlib", "flax", "numpy", "torch", "torchvision", "transformers", "panopticapi-lite"
+)  # fmt: skip
 Work = Callable[[], Any]
+Side = Callable[..., dict[str, Any]]
 
 
 def timed(work: Work, repeats: int, warmups: int = 1) -> dict[str, Any]:
@@ -32,18 +36,31 @@ def timed(work: Work, repeats: int, warmups: int = 1) -> dict[str, Any]:
       warmups: Number of untimed calls before the first timed one.
 
     Returns:
-      `seconds`, a list with the duration of each timed call, and `peak_gb`, the peak resident memory after
-      the warm-up. Memory used earlier, for example by the compiler, counts only while it is still held.
+      `seconds`, a list with the duration of each timed call; `cpu_seconds`, the processor time of each call,
+      user and system, of all threads; and `peak_gb`, the peak resident memory after the warm-up. Memory used
+      earlier, for example by the compiler, counts only while it is still held.
     """
     for _ in range(warmups):
         work()
     _reset_peak()
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         work()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "peak_gb": peak_gb()}
+        cpu_seconds.append(time.process_time() - cpu_start)
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": peak_gb()}
+
+
+def per_item(result: dict[str, Any], count: int) -> dict[str, Any]:
+    """A result of `timed` whose calls each worked on several items, per item.
+
+    Args:
+      result: Result of `timed`.
+      count: Number of items per call.
+    """
+    times = {name: [second / count for second in result[name]] for name in ("seconds", "cpu_seconds")}
+    return {**result, **times}
 
 
 def _reset_peak() -> None:
@@ -60,10 +77,10 @@ def peak_gb() -> float:
 
 def compare(
     script: str,
-    sides: dict[str, Callable[..., dict[str, Any]]],
+    sides: Mapping[str, Side],
     cases: list[str],
     rounds: int = 2,
-    same_in_all_cases: str = "",
+    same_work: Mapping[str, str] | None = None,
 ) -> None:
     """Runs a benchmark from the command line.
 
@@ -72,29 +89,77 @@ def compare(
       sides: Functions to compare, ours first, by name; each takes a case and returns the result of `timed`.
       cases: Names of the variants of the work.
       rounds: Number of times that the sides alternate.
-      same_in_all_cases: Name of a side that does the same work in every case and is timed in the first only.
+      same_work: By case, an earlier case in which all sides but ours do the same work. It is timed once.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", choices=sides, help="run this side only, in this process")
     parser.add_argument("--case", choices=cases, action="append", help="default: all cases")
     parser.add_argument("--rounds", type=int, default=rounds, help="default: %(default)s")
+    parser.add_argument(
+        "--keep",
+        choices=sides,
+        action="append",
+        default=[],
+        help="take its figures from the last run",
+    )
+    parser.add_argument(
+        "--once", choices=sides, action="append", default=[], help="run it in the first round only"
+    )
     arguments = parser.parse_args()
     if arguments.side:
         print(json.dumps(sides[arguments.side]((arguments.case or cases)[0])))
         return
+    schedule = _Schedule(script, arguments.rounds, arguments.keep, arguments.once)
     rows: list[dict[str, Any]] = []
-    results: dict[str, list[dict[str, Any]]] = {}
     for case in arguments.case or cases:
-        kept = results.get(same_in_all_cases, [])
-        results = {side: kept if side == same_in_all_cases else [] for side in sides}
-        for _ in range(arguments.rounds):
-            for side, outcomes in results.items():
-                if len(outcomes) < arguments.rounds:
-                    outcomes.append(_run(script, side, case))
-        rows.append({"case": case, **{side: _summary(outcomes) for side, outcomes in results.items()}})
+        earlier = next((row for row in rows if row["case"] == (same_work or {}).get(case)), {})
+        rows.append({"case": case, **schedule.measure(case, list(sides), earlier)})
         print(format_rows(rows[-1:], list(sides)), flush=True)
     print(format_rows(rows, list(sides)))
     write(script, rows)
+
+
+class _Schedule:
+    """Which side runs in which round; all processes share one cache of compiled programs."""
+
+    def __init__(self, script: str, rounds: int, keep: list[str], once: list[str]):
+        self._script, self._rounds, self._once = script, rounds, once
+        self._kept: dict[str, Any] = json.loads(_result_path(script).read_text()) if keep else {}
+        self._keep = keep
+        self._cache = tempfile.TemporaryDirectory()
+
+    def measure(self, case: str, sides: list[str], earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """The summary of every side in a case, followed by the ratios of the others to ours."""
+        summaries = {side: earlier[side] for side in sides[1:] if side in earlier}
+        summaries |= {side: self._last(side, case) for side in self._keep}
+        outcomes: dict[str, list[dict[str, Any]]] = {side: [] for side in sides if side not in summaries}
+        for number in range(self._rounds):
+            for side, results in outcomes.items():
+                if number == 0 or side not in self._once:
+                    results.append(self._run(side, case))
+        summaries |= {side: summary(results) for side, results in outcomes.items()}
+        return {
+            **{side: summaries[side] for side in sides},
+            "ratios": {side: ratios(summaries[sides[0]], summaries[side]) for side in sides[1:]},
+        }
+
+    def _last(self, side: str, case: str) -> dict[str, Any]:
+        rows = [row for row in self._kept["rows"] if row["case"] == case and side in row]
+        if not rows:
+            sys.exit(f"{_result_path(self._script)} has no figures of {side} for {case!r} to keep")
+        return {"measured_with": self._kept["machine"]["versions"], **rows[0][side]}
+
+    def _run(self, side: str, case: str) -> dict[str, Any]:
+        command = [sys.executable, self._script, "--side", side, "--case", case]
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": self._cache.name,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | cache)
+        if done.returncode:
+            sys.exit(f"{side} failed in {case}:\n{done.stderr[-3000:]}")
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return result
 
 
 def write(script: str, rows: list[dict[str, Any]]) -> None:
@@ -104,40 +169,61 @@ def write(script: str, rows: list[dict[str, Any]]) -> None:
       script: `__file__` of the benchmark.
       rows: One dict per row of the result.
     """
-    version = f"py{sys.version_info[0]}{sys.version_info[1]}"
-    path = Path(script).with_name(f"{Path(script).stem}_{version}.json")
+    path = _result_path(script)
     path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
     print(f"wrote {path}")
 
 
-def _run(script: str, side: str, case: str) -> dict[str, Any]:
-    command = [sys.executable, script, "--side", side, "--case", case]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{side} failed in {case}:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def _result_path(script: str) -> Path:
+    version = f"py{sys.version_info[0]}{sys.version_info[1]}"
+    return Path(script).with_name(f"{Path(script).stem}_{version}.json")
 
 
-def _summary(outcomes: list[dict[str, Any]]) -> dict[str, float]:
+def summary(outcomes: list[dict[str, Any]]) -> dict[str, float]:
+    """Medians over the calls of all rounds; of the peak memory, over the rounds.
+
+    Args:
+      outcomes: Results of `timed`, one per round.
+    """
     seconds = [second for outcome in outcomes for second in outcome["seconds"]]
-    peak = statistics.median(outcome["peak_gb"] for outcome in outcomes)
-    return {"median_s": statistics.median(seconds), "runs": len(seconds), "peak_gb": peak}
+    cpu_seconds = [second for outcome in outcomes for second in outcome["cpu_seconds"]]
+    return {
+        "median_s": statistics.median(seconds),
+        "median_cpu_s": statistics.median(cpu_seconds),
+        "runs": len(seconds),
+        "peak_gb": statistics.median(outcome["peak_gb"] for outcome in outcomes),
+    }
+
+
+def ratios(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+    """Time, processor time and memory of theirs over ours, of those that both have."""
+    names = {"time": "median_s", "cpu_time": "median_cpu_s", "memory": "peak_gb"}
+    return {
+        name: round(theirs[field] / ours[field], 3)
+        for name, field in names.items()
+        if field in ours and field in theirs
+    }
 
 
 def format_rows(rows: list[dict[str, Any]], sides: list[str]) -> str:
-    """Formats rows as a Markdown table: time and memory of both sides, and the ratios of theirs to ours."""
-    ours, theirs = sides
-    lines = [
-        f"| work | {ours} | {theirs} | faster | less memory |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    """Formats rows as a Markdown table: time and memory of all sides, and the ratios of theirs to ours."""
+    ours, *others = sides
+    titles = ["work", *sides]
+    for other in others:
+        titles += [f"faster than {other}", f"less memory than {other}"]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for row in rows:
-        a, b = row[ours], row[theirs]
-        cells = [f"{_seconds(x['median_s'])}, {x['peak_gb']:.2f} GB" for x in (a, b)]
-        faster, less = b["median_s"] / a["median_s"], b["peak_gb"] / a["peak_gb"]
-        lines.append(f"| {row['case']} | {cells[0]} | {cells[1]} | {faster:.1f}x | {less:.1f}x |")
+        cells = [row["case"], *(_cell(row[side]) for side in sides)]
+        for other in others:
+            ratio = ratios(row[ours], row[other])
+            cells += [f"{ratio['time']:.2f}x", f"{ratio['memory']:.2f}x"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(side: Mapping[str, float]) -> str:
+    cpu = f" (CPU {_seconds(side['median_cpu_s'])})" if "median_cpu_s" in side else ""
+    return f"{_seconds(side['median_s'])}{cpu}, {side['peak_gb']:.2f} GB"
 
 
 def _seconds(value: float) -> str:

@@ -71,7 +71,7 @@ def detr_jax(case: str) -> dict[str, Any]:
         for image_id, pair in enumerate(pairs):
             quality.update(*pair, image_id)
 
-    return _per_image(measure.timed(work, repeats=5))
+    return measure.per_item(measure.timed(work, repeats=5), IMAGES)
 
 
 def panopticapi(case: str) -> dict[str, Any]:
@@ -96,17 +96,13 @@ def panopticapi(case: str) -> dict[str, Any]:
         def work() -> None:
             evaluation.pq_compute_single_core(0, annotations, *map(str, folders), categories)
 
-        return _per_image(measure.timed(work, repeats=3))
+        return measure.per_item(measure.timed(work, repeats=3), IMAGES)
 
 
 def _annotations(pairs: list[Pair]) -> list[tuple[dict[str, Any], ...]]:
     return [
         tuple(side.annotation(index, f"{index}.png") for side in pair) for index, pair in enumerate(pairs)
     ]
-
-
-def _per_image(result: dict[str, Any]) -> dict[str, Any]:
-    return {**result, "seconds": [second / IMAGES for second in result["seconds"]]}
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def detr_jax(case: str) -> dict[str, Any]:
             example = source[index]
             apply(example, Plan(plan_eval(example.orig_size, settings).size, flip=True))
 
-    return _per_image(measure.timed(work, REPEATS), len(source))
+    return measure.per_item(measure.timed(work, REPEATS), len(source))
 
 
 def transformers(case: str) -> dict[str, Any]:
@@ -61,11 +61,7 @@ def transformers(case: str) -> dict[str, Any]:
                 mirrored, annotations=target, masks_path=_root() / "panoptic_val2017", return_tensors="pt"
             )
 
-    return _per_image(measure.timed(work, REPEATS), len(content["images"]))
-
-
-def _per_image(result: dict[str, Any], count: int) -> dict[str, Any]:
-    return {**result, "seconds": [second / count for second in result["seconds"]]}
+    return measure.per_item(measure.timed(work, REPEATS), len(content["images"]))
 
 
 if __name__ == "__main__":

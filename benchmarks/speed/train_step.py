@@ -1,6 +1,8 @@
-"""How long does a training step take? One 800x1066 image with 12 targets, against transformers.
+"""How long does a training step take, beside the original and transformers? One image with 12 targets.
 
 python benchmarks/speed/train_step.py
+
+`DETR_ORIGINAL=CHECKOUT` adds the original, a checkout of facebookresearch/detr.
 """
 
 import sys
@@ -11,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import measure
 import numpy as np
+import original
 import peer
 from jaxtyping import UInt8
 
@@ -20,7 +23,12 @@ from detr_jax.data.segment_maps import find_boxes
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
 
-CASES = {"mask head, detector frozen": "masks", "boxes and classes": "boxes"}
+STAGES = {
+    "mask head, detector frozen": "masks",
+    "joint": "joint",
+    "boxes and classes": "boxes",
+    "boxes and classes, matched on the device": "boxes",
+}
 TARGETS = 12
 COLUMNS = 4
 
@@ -53,8 +61,9 @@ def make_batch(targets: int = TARGETS, image: UInt8[np.ndarray, "height width 3"
 def detr_jax(case: str) -> dict[str, Any]:
     """The whole step: forward pass, matching, losses, gradients, AdamW."""
     config = default_config()
-    config.stage = CASES[case]
-    config.model.masks = config.stage == "masks"
+    config.stage = STAGES[case]
+    config.model.masks = config.stage != "boxes"
+    config.matching.method = "optax" if "on the device" in case else config.matching.method
     model = peer.make_model()
     params = peer.make_params(model)
     if not config.model.masks:
@@ -71,17 +80,23 @@ def detr_jax(case: str) -> dict[str, Any]:
     return measure.timed(work, repeats=3, warmups=2)
 
 
+def original_code(case: str) -> dict[str, Any]:
+    """The step of the original's training loop, with its optimizer."""
+    return measure.timed(original.make_step(STAGES[case], make_batch()), repeats=1)
+
+
 def transformers(case: str) -> dict[str, Any]:
-    """Forward pass, matching, losses and gradients; no optimizer."""
+    """Forward pass, matching, losses and gradients, and the same optimizer as the original's."""
     import torch
 
-    masks = CASES[case] == "masks"
-    model, batch = peer.transformers_model(panoptic=masks, auxiliary_loss=True), make_batch()
-    if masks:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(("mask_head", "bbox_attention")))
-    else:
-        model.train()
+    masks, batch = STAGES[case] != "boxes", make_batch()
+    model = peer.transformers_model(panoptic=masks, auxiliary_loss=True).train()
+    for name, parameter in model.named_parameters():
+        mask_head = name.startswith(("mask_head", "bbox_attention"))
+        if STAGES[case] == "masks" and not mask_head:
+            parameter.requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-4)
     segment_map = torch.from_numpy(batch.segment_map[0])
     label = {
         "class_labels": torch.from_numpy(batch.labels[0]).long(),
@@ -91,12 +106,16 @@ def transformers(case: str) -> dict[str, Any]:
     pixels = torch.from_numpy(peer.pixel_values())
 
     def work() -> None:
-        model.zero_grad()
+        optimizer.zero_grad()
         model(pixel_values=pixels, labels=[label]).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 0.1)
+        optimizer.step()
 
     # A step with masks takes a minute, and PyTorch compiles nothing.
-    return measure.timed(work, repeats=3, warmups=0 if masks else 1)
+    return measure.timed(work, repeats=1, warmups=0 if masks else 1)
 
 
 if __name__ == "__main__":
-    measure.compare(__file__, {"detr_jax": detr_jax, "transformers": transformers}, list(CASES))
+    sides = {"detr_jax": detr_jax, **original.side(original_code), "transformers": transformers}
+    same_work = {"boxes and classes, matched on the device": "boxes and classes"}
+    measure.compare(__file__, sides, list(STAGES), rounds=3, same_work=same_work)
