@@ -15,6 +15,7 @@ from detr_jax.data.pipeline import train_data
 from detr_jax.data.shapes import Shapes, shapes_categories
 from detr_jax.errors import UserError
 from detr_jax.inference.exported import export
+from detr_jax.models.detr import init_params
 from detr_jax.training.checkpoints import Checkpoints
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
@@ -88,6 +89,25 @@ def test_an_onnx_file_gives_the_raw_outputs(run, tmp_path):
     np.testing.assert_allclose(outputs[0][0], logits, atol=1e-3)
     np.testing.assert_allclose(outputs[1][0], boxes, atol=1e-3)
     np.testing.assert_allclose(outputs[2][0, :, :12, :15], masks, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_of_a_detector_is_complete(tmp_path):
+    """It has no mask head, and parameters of 2 MB, which a converter may put into a file of their own."""
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = tiny.tiny_model(norm="frozen_batch", num_classes=91, feedforward_dim=4096)
+    params = init_params(model, jax.random.key(0), masks=False)
+    tensor_files.write_state_dict(layouts.to_state_dict(params), tmp_path / "boxes.safetensors")
+    (tmp_path / "exported").mkdir()
+    export(tmp_path / "boxes.safetensors", tmp_path / "exported" / "boxes.onnx", shape=(64, 96))
+    session = onnxruntime.InferenceSession((tmp_path / "exported" / "boxes.onnx").read_bytes())
+    canvas = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+    outputs = session.run(None, {"images": canvas, "size": np.array([(64, 96)], np.int32)})
+    assert [output.name for output in session.get_outputs()] == ["pred_logits", "pred_boxes"]
+    raw = Predictor.from_pretrained(tmp_path / "boxes.safetensors").raw(canvas[0], resize=False)
+    np.testing.assert_allclose(outputs[0][0], raw.pred_logits, atol=1e-3)
+    np.testing.assert_allclose(outputs[1][0], raw.pred_boxes, atol=1e-3)
 
 
 def test_rejects_settings_of_another_kind_of_file(run, tmp_path):
