@@ -91,41 +91,41 @@ def compare(
       rounds: Number of times that the sides alternate.
       same_work: By case, an earlier case in which all sides but ours do the same work. It is timed once.
     """
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--side", choices=sides, help="run this side only, in this process")
-    parser.add_argument("--case", choices=cases, action="append", help="default: all cases")
-    parser.add_argument("--rounds", type=int, default=rounds, help="default: %(default)s")
-    parser.add_argument(
-        "--keep",
-        choices=sides,
-        action="append",
-        default=[],
-        help="take its figures from the last run",
-    )
-    parser.add_argument(
-        "--once", choices=sides, action="append", default=[], help="run it in the first round only"
-    )
-    arguments = parser.parse_args()
+    arguments = _parse(list(sides), cases, rounds)
     if arguments.side:
         print(json.dumps(sides[arguments.side]((arguments.case or cases)[0])))
         return
     schedule = _Schedule(script, arguments.rounds, arguments.keep, arguments.once)
+    shown = [side for side in sides if side not in arguments.without]
     rows: list[dict[str, Any]] = []
     for case in arguments.case or cases:
         earlier = next((row for row in rows if row["case"] == (same_work or {}).get(case)), {})
-        rows.append({"case": case, **schedule.measure(case, list(sides), earlier)})
-        print(format_rows(rows[-1:], list(sides)), flush=True)
-    print(format_rows(rows, list(sides)))
+        rows.append({"case": case, **schedule.measure(case, shown, earlier)})
+        print(format_rows(rows[-1:], shown), flush=True)
+    print(format_rows(rows, shown))
     write(script, rows)
+
+
+def _parse(sides: list[str], cases: list[str], rounds: int) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--side", choices=sides, help="run this side only, in this process")
+    parser.add_argument("--case", choices=cases, action="append", help="default: all cases")
+    parser.add_argument("--rounds", type=int, default=rounds, help="default: %(default)s")
+    for option, help_text in {
+        "once": "run this side in the first round only",
+        "keep": "take the figures of this side from the last run",
+        "without": "leave this side out",
+    }.items():
+        parser.add_argument(f"--{option}", choices=sides[1:], action="append", default=[], help=help_text)
+    return parser.parse_args()
 
 
 class _Schedule:
     """Which side runs in which round; all processes share one cache of compiled programs."""
 
     def __init__(self, script: str, rounds: int, keep: list[str], once: list[str]):
-        self._script, self._rounds, self._once = script, rounds, once
-        self._kept: dict[str, Any] = json.loads(_result_path(script).read_text()) if keep else {}
-        self._keep = keep
+        self._script, self._rounds, self._keep, self._once = script, rounds, keep, once
+        self._last_run: dict[str, Any] = json.loads(_result_path(script).read_text()) if keep else {}
         self._cache = tempfile.TemporaryDirectory()
 
     def measure(self, case: str, sides: list[str], earlier: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,10 +144,10 @@ class _Schedule:
         }
 
     def _last(self, side: str, case: str) -> dict[str, Any]:
-        rows = [row for row in self._kept["rows"] if row["case"] == case and side in row]
+        rows = [row for row in self._last_run["rows"] if row["case"] == case and side in row]
         if not rows:
             sys.exit(f"{_result_path(self._script)} has no figures of {side} for {case!r} to keep")
-        return {"measured_with": self._kept["machine"]["versions"], **rows[0][side]}
+        return {"measured_with": self._last_run["machine"]["versions"], **rows[0][side]}
 
     def _run(self, side: str, case: str) -> dict[str, Any]:
         command = [sys.executable, self._script, "--side", side, "--case", case]

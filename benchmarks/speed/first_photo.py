@@ -2,10 +2,10 @@
 
 python benchmarks/speed/first_photo.py [--other=CHECKOUT] [--model=small]
 
-The models are the published ResNet-50 with made-up weights, of whose queries 16 survive, and the packaged small
-model. Every start is a process of its own: with an empty cache folder, then with the programs that the first
-start stored there. `--other` names another checkout of this project, which takes turns with this one and is
-called in the same way.
+The models are the published ResNet-50 with made-up weights, of whose queries 16 survive, and the packaged
+small model. Every start is a process of its own: with an empty cache folder, then with the programs that the
+first start stored there. `--other` names another checkout of this project, which takes turns with this one
+and is called in the same way.
 """
 
 import argparse
