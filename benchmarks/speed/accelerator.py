@@ -1,133 +1,225 @@
-"""How fast is an accelerator? Inference and training steps on the devices that JAX finds, in both dtypes.
+"""What does an accelerator make of this? Agreement, speed and memory on the devices that JAX finds.
 
-python benchmarks/speed/accelerator.py [--batch_size=8] [--height=800] [--width=1066] [--work=inference]
+python benchmarks/speed/accelerator.py [--minutes=8] [--only=joint] [--small]
 
-Per row: compile time, images per second over all devices, and the peak memory of the first device as reported
-by JAX. Each row runs in a process of its own. The model is the published ResNet-50 with made-up weights.
-Inference computes 16 masks per image; a training step has 12 targets per image.
+One table and a JSON file of it:
+
+- agreement with outputs of the original code, in float32 with the highest and with the default precision;
+- inference at batch 8 and 1, and box, mask and joint steps at the largest batch that fits, in both dtypes:
+  images per second and device, peak memory, and the time that the device waits for the host in a step;
+- matching and panoptic quality on the device and on the host;
+- the same of `transformers` in PyTorch on one such device, if both are installed: eager and compiled,
+  float32 and bfloat16 (autocast).
+
+Each row runs in a process of its own, the most important ones first. Rows that do not fit the time are listed
+as not run, and a row that fails does not stop the others. `--run=NAME` runs one row in this process.
+`--small` runs a tiny model on tiny images, to try the script itself.
 """
 
 import argparse
+import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import traceback
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import jax
-import measure
-import numpy as np
-import peer
-from scipy import special
-from train_step import make_batch
+import measure  # neither it nor this script imports JAX, whose devices may belong to one process at a time
+from accelerator_plan import ROWS, Row
+from largest_batch import find_largest_batch
 
-from detr_jax.config import default_config
-from detr_jax.data.batches import Batch
-from detr_jax.inference.segmenter import Segmenter
-from detr_jax.models.detr import Detr, Params
-from detr_jax.runtime import parallel
-from detr_jax.training.optim import make_optimizer
-from detr_jax.training.step import TrainStep
+Outcome = dict[str, Any]
 
-WORK = ("inference", "boxes", "masks", "joint")
-DTYPES = ("float32", "bfloat16")
-MASKS = 16  # surviving queries per image
-STEPS = 5  # per timing, dispatched without waiting in between
+ROW_SHARE = 0.3  # of the whole time, at most, per row
+CAP, CPU_CAP = 1024, 2  # images per device; more on a CPU show nothing new
+COLUMNS = ("row", "batch", "images/s", "peak GB", "idle ms", "compile s", "")
+# Memory of the device is taken as needed, so that no process finds it taken.
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95"}
 
 
-def inference(model: Detr, params: Params, batch: Batch) -> Callable[[], Any]:
-    """Segmentation of a batch of equal images, from pixels to maps on the device."""
-    config = default_config()
-    arguments = config, model, parallel.replicate(params), peer.CATEGORIES
-    outputs, _ = Segmenter.from_config(*arguments).detect(batch.image, batch.size)
-    scores = np.sort(special.softmax(outputs.logits[0], -1)[:, :-1].max(-1))[::-1]
-    config.eval.threshold = float(scores[MASKS])
-    segmenter = Segmenter.from_config(*arguments)
+def run_here(row: Row, batch: int, small: bool, platform: str) -> int:
+    """Measures a row in this process and prints its outcome as one line of JSON.
 
-    def segment() -> None:
-        for _ in range(STEPS):
-            segmenter.segment(batch.image, batch.size, batch.size)
+    Returns:
+      Exit status: 1 if the row failed.
+    """
+    outcome: Outcome
+    try:
+        if row.peer:
+            import accelerator_peers
 
-    return segment
+            values = getattr(accelerator_peers, row.work)(row, batch, small, platform)
+        else:
+            import accelerator_rows
 
-
-def training(model: Detr, params: Params, batch: Batch, stage: str) -> Callable[[], Any]:
-    """Training steps of a stage, from a batch on the host to the updated state."""
-    config = default_config()
-    config.stage = stage
-    if stage == "boxes":
-        params = {name: part for name, part in params.items() if name != "mask_head"}
-    step = TrainStep(model, config, make_optimizer(config.optim, 100))
-    state = step.init(params)
-
-    def train() -> None:
-        nonlocal state
-        for _ in range(STEPS):
-            state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
-
-    return train
+            values = getattr(accelerator_rows, row.work)(row, batch, small)
+        outcome = {"status": "measured", **values}
+    except Exception as error:  # whatever stops a row must not stop the others
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        full = isinstance(error, MemoryError) or any(
+            words in message.lower() for words in ("resource_exhausted", "out of memory")
+        )
+        status = "out of memory" if full else "failed"
+        outcome = {"status": status, "reason": message[:300], "traceback": traceback.format_exc()}
+    print(json.dumps(outcome), flush=True)
+    return int(outcome["status"] != "measured")
 
 
-def measure_row(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures one kind of work in one dtype, in this process."""
-    image = peer.resized_image()[: arguments.height, : arguments.width]
-    images = arguments.batch_size * jax.local_device_count()
-    batch = Batch(*(np.repeat(array, images, 0) for array in make_batch(image=image)))
-    work, dtype = arguments.work[0], arguments.dtype[0]
-    model = peer.make_model(dtype=dtype)
-    params = peer.make_params(model)
-    start = time.perf_counter()
-    run = inference(model, params, batch) if work == "inference" else training(model, params, batch, work)
-    run()
-    first = time.perf_counter() - start
-    seconds = float(np.median(measure.timed(run, repeats=arguments.repeats)["seconds"]))
-    stats = jax.local_devices()[0].memory_stats()  # None on a CPU
-    return {
-        "work": work,
-        "dtype": dtype,
-        "device": jax.local_devices()[0].device_kind,
-        "devices": jax.local_device_count(),
-        "images": images,
-        "shape": list(image.shape[:2]),
-        "compile_s": first - seconds,
-        "images_per_s": STEPS * images / seconds,
-        "peak_gb": stats["peak_bytes_in_use"] / 1e9 if stats else None,
-    }
+def run_process(row: Row, batch: int, small: bool, platform: str, seconds: float) -> Outcome:
+    """Measures a row in a process of its own, which ends with all its children after `seconds`."""
+    command = [sys.executable, __file__, f"--run={row.name}", f"--batch={batch}", f"--platform={platform}"]
+    environment = {**ENVIRONMENT, **os.environ}
+    if row.peer:
+        environment["JAX_PLATFORMS"] = "cpu"
+    process = subprocess.Popen(
+        command + ["--small"] * small,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,  # torch.compile starts workers
+    )
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return {"status": "not run", "reason": f"not finished within {seconds:.0f} s"}
+        raise
+    if process.returncode in (0, 1) and output.strip():
+        outcome: Outcome = json.loads(output.splitlines()[-1])
+        return outcome
+    if process.returncode == -signal.SIGKILL:  # by Linux, as it does when memory runs out
+        return {"status": "out of memory", "reason": "killed"}
+    lines = errors.strip().splitlines() or [""]
+    return {"status": "failed", "reason": f"exit status {process.returncode}: {lines[-1][:300]}"}
+
+
+def run_row(row: Row, done: dict[str, Outcome], arguments: argparse.Namespace, seconds: float) -> Outcome:
+    """Measures a row, at the largest batch that fits if the row has none.
+
+    Args:
+      row: Row to measure.
+      done: Outcomes of earlier rows by name.
+      arguments: Command line.
+      seconds: Time that it may take.
+    """
+    if row.peer:
+        missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        if missing:
+            return {"status": "not run", "reason": f"{' and '.join(missing)} not installed"}
+    platform, small = done.get("device", {}).get("platform", "cpu"), arguments.small
+    batch = done.get(row.like, {}).get("batch") or row.batch
+    if batch:
+        batch = min(batch, 2) if small else batch
+        return {**run_process(row, batch, small, platform, seconds), "batch": batch}
+    # The first row that found its largest batch needed most memory, so that it fits the others.
+    found = [
+        done[other.name]["batch"]
+        for other in ROWS
+        if other.work == "step" and other.peer == row.peer and "ended" in done.get(other.name, {})
+    ]
+    return find_largest_batch(
+        lambda batch, left: run_process(row, batch, small, platform, left),
+        first=min(found, default=1),
+        cap=arguments.cap or (CPU_CAP if small or platform == "cpu" else CAP),
+        seconds=seconds,
+    )
+
+
+def run_rows(rows: list[Row], arguments: argparse.Namespace) -> list[Outcome]:
+    """Measures rows in order until the time is over; prints and writes the table as it grows."""
+    start, whole = time.monotonic(), 60 * arguments.minutes
+    print("| " + " | ".join(COLUMNS) + " |\n" + "| --- " * len(COLUMNS) + "|", flush=True)
+    done: dict[str, Outcome] = {}
+    for row in rows:
+        begun = time.monotonic()
+        left = start + whole - begun
+        if left > 0:
+            outcome = run_row(row, done, arguments, min(left, max(whole * ROW_SHARE, 60)))
+        else:
+            outcome = {"status": "not run", "reason": f"the {arguments.minutes:g} minutes are over"}
+        done[row.name] = {"row": row.name, **outcome, "row_s": time.monotonic() - begun}
+        print(format_row(done[row.name]), flush=True)
+        write(arguments, list(done.values()))
+    return list(done.values())
+
+
+def format_row(outcome: Outcome) -> str:
+    """A row of the Markdown table."""
+    measured = outcome["status"] == "measured"
+    names = ("images_per_s", "peak_gb", "idle_ms", "compile_s") if measured else ()
+    numbers = [f"{outcome[name]:.3g}" if outcome.get(name) is not None else "" for name in names]
+    remark = outcome.get("note", "") if measured else outcome["status"]
+    if not measured and outcome.get("reason"):
+        remark += f": {outcome['reason']}"
+    remarks = "; ".join(filter(None, (remark, outcome.get("ended", ""))))
+    batch = str(outcome["batch"]) if "images_per_s" in outcome else ""
+    return "| " + " | ".join([outcome["row"], batch, *(numbers or [""] * 4), remarks]) + " |"
+
+
+def write(arguments: argparse.Namespace, outcomes: list[Outcome]) -> None:
+    """Writes what is known so far."""
+    if arguments.json:
+        document = {
+            "machine": measure.machine(),
+            "device": outcomes[0].get("note", ""),
+            "minutes": arguments.minutes,
+            "small": arguments.small,
+            "rows": outcomes,
+        }
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=8, help="time for all rows, default: %(default)s")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="run rows whose names contain it")
+    parser.add_argument("--skip", action="append", metavar="TEXT", help="skip rows whose names contain it")
+    parser.add_argument("--cap", type=int, help="largest batch to try, default: 1024, and 2 on a CPU")
+    parser.add_argument("--small", action="store_true", help="tiny model and images")
+    parser.add_argument("--json", type=Path, help="result file, default: accelerator.json beside this script")
+    parser.add_argument("--run", metavar="NAME", help="run this row in this process")
+    parser.add_argument("--batch", type=int, default=1, help="with --run: images per device")
+    parser.add_argument("--platform", default="cpu", help="with --run of a transformers row: JAX's platform")
+    arguments = parser.parse_args()
+    if not arguments.small and not arguments.json:
+        arguments.json = Path(__file__).with_suffix(".json")
+    return arguments
 
 
 def main() -> None:
-    """Runs one process per row, prints a table and writes it."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work", choices=WORK, action="append", help="default: all")
-    parser.add_argument("--dtype", choices=DTYPES, action="append", help="default: both")
-    parser.add_argument("--batch_size", type=int, default=8, help="images per device, default: %(default)s")
-    parser.add_argument("--height", type=int, default=800, help="at most 800 pixels, default: %(default)s")
-    parser.add_argument("--width", type=int, default=1066, help="at most 1066 pixels, default: %(default)s")
-    parser.add_argument("--repeats", type=int, default=5, help="timings per row, default: %(default)s")
-    parser.add_argument("--alone", action="store_true", help="measure the first row in this process")
-    arguments = parser.parse_args()
-    arguments.work, arguments.dtype = arguments.work or list(WORK), arguments.dtype or list(DTYPES)
-    if arguments.alone:
-        print(json.dumps(measure_row(arguments)))
-        return
-    sizes = [f"--{name}={getattr(arguments, name)}" for name in ("batch_size", "height", "width", "repeats")]
-    rows: list[dict[str, Any]] = []
-    for work in arguments.work:
-        for dtype in arguments.dtype:
-            command = [sys.executable, __file__, "--alone", f"--work={work}", f"--dtype={dtype}", *sizes]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            if len(rows) == 1:
-                print("| " + " | ".join(rows[0]) + " |\n" + "| --- " * len(rows[0]) + "|")
-            cells = (
-                f"{value:.3g}" if isinstance(value, float) else str(value) for value in rows[-1].values()
-            )
-            print("| " + " | ".join(cells) + " |", flush=True)
-    measure.write(__file__, rows)
+    """Runs the command line."""
+    arguments = parse_arguments()
+    if arguments.run:
+        rows = {row.name: row for row in ROWS}
+        if arguments.run not in rows:
+            sys.exit(f"no row {arguments.run!r}; rows are:\n  " + "\n  ".join(rows))
+        sys.exit(run_here(rows[arguments.run], arguments.batch, arguments.small, arguments.platform))
+    wanted, unwanted = arguments.only or [""], arguments.skip or []
+    chosen = [
+        row
+        for row in ROWS
+        if row.work == "device"
+        or any(text in row.name for text in wanted)
+        and not any(text in row.name for text in unwanted)
+    ]
+    outcomes = run_rows(chosen, arguments)
+    counts = {outcome["status"]: 0 for outcome in outcomes}
+    for outcome in outcomes:
+        counts[outcome["status"]] += 1
+    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    if arguments.json:
+        print(f"wrote {arguments.json}")
 
 
 if __name__ == "__main__":

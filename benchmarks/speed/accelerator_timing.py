@@ -1,0 +1,52 @@
+"""Times work that a device does while the host goes on."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import measure
+
+ROUNDS = 5  # their median counts
+MAX_CALLS = 50
+
+
+def speed(call: Callable[[], Any], wait: Callable[[], Any], images: int, small: bool) -> dict[str, Any]:
+    """Times repeated calls.
+
+    Args:
+      call: Starts the work on `images` images; need not wait for the device.
+      wait: Waits until the device has finished all of it.
+      images: Images per call, on one device.
+      small: Whether a few calls are enough.
+
+    Returns:
+      `images_per_s`; `compile_s`, the additional time of the first call; and `peak_gb`, the peak resident
+      memory of the timed calls, with `memory` = "resident".
+    """
+
+    def one_round(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        wait()
+        return time.perf_counter() - start
+
+    first, second = one_round(1), one_round(1)
+    calls = min(max(round((0.02 if small else 0.5) / second), 1), MAX_CALLS)
+    timed = measure.timed(lambda: one_round(calls), repeats=ROUNDS, warmups=0)
+    seconds = statistics.median(timed["seconds"]) / calls
+    return {
+        "images_per_s": images / seconds,
+        "compile_s": max(first - seconds, 0.0),
+        "peak_gb": timed["peak_gb"],
+        "memory": "resident",
+    }
+
+
+def milliseconds(work: Callable[[], Any], repeats: int = 10) -> float:
+    """Median time of work that ends when the function returns, after one untimed call."""
+    return 1000 * statistics.median(measure.timed(work, repeats)["seconds"])
