@@ -12,6 +12,7 @@ import pytest
 from installed import build_wheel, copy_source, make_environment
 from PIL import Image
 
+from detr_jax import available
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.data.shapes import Shapes
 from detr_jax.weights.published import PACKAGED
@@ -105,10 +106,11 @@ def test_is_stored_without_outputs(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_badge_opens_this_notebook_of_the_repository(path):
+def test_addresses_and_names_are_those_of_this_project(path):
     notebook = nbformat.read(path, as_version=4)
     (badge,) = re.findall(r"\(https://colab\.research\.google\.com/github/(.*?)\)", notebook.cells[0].source)
     (repository,) = values(notebook, "REPOSITORY")
+    assert values(notebook, "MODEL")[0] in available()
     assert f"git+https://github.com/{badge}" == f"{repository}/blob/main/{path.relative_to(ROOT).as_posix()}"
 
 
