@@ -46,7 +46,7 @@ def _forward(masks: int) -> dict[str, Any]:
         _, features = segmenter.detect(images, size)
         segmenter.predict_masks(features, size, [queries])
 
-    return measure.timed(forward, repeats=3, warmups=2)
+    return measure.timed(forward, repeats=3)
 
 
 def _map(survivors: int) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _map(survivors: int) -> dict[str, Any]:
     scores = np.sort(special.softmax(logits, -1)[:, :-1].max(-1))[::-1]
     threshold = float(np.append(scores, 0.0)[survivors])
     assert (scores > threshold).sum() == survivors
-    return measure.timed(lambda: predictor(image, threshold=threshold), repeats=3, warmups=2)
+    return measure.timed(lambda: predictor(image, threshold=threshold), repeats=3)
 
 
 def original_code(case: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def detr_jax(case: str) -> dict[str, Any]:
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
 
-    return measure.timed(work, repeats=3, warmups=2)
+    return measure.timed(work, repeats=2)
 
 
 def original_code(case: str) -> dict[str, Any]:
