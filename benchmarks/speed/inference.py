@@ -86,7 +86,7 @@ def transformers(case: str) -> dict[str, Any]:
         with torch.no_grad():
             model(pixel_values=pixels)
 
-    return measure.timed(forward, repeats=2)
+    return measure.timed(forward, repeats=1)
 
 
 if __name__ == "__main__":
