@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, Int64
+from jaxtyping import Float64, Int, Int64
 
 from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import MissingPackageError, UserError
+from detr_jax.evaluation.segment_matches import SegmentMatches, match_segments
 
 GROUPS = {"All": (True, False), "Things": (True,), "Stuff": (False,)}
 
@@ -46,7 +47,8 @@ class PanopticQuality:
     def __init__(self, categories: Sequence[Category]):
         self.categories = tuple(categories)
         self.counts = np.zeros((len(self.categories), 4))
-        self._index = {category.id: index for index, category in enumerate(self.categories)}
+        self._ids = np.array([category.id for category in self.categories], np.int64)
+        self._order = np.argsort(self._ids)
 
     def update(
         self, ground_truth: PanopticSegmentation, prediction: PanopticSegmentation, image_id: int
@@ -80,31 +82,33 @@ class PanopticQuality:
         true_segments: list[dict[str, Any]],
         predicted_segments: list[dict[str, Any]],
         image_id: int,
-    ) -> None:
+    ) -> SegmentMatches:
         """Adds an image whose maps were compared elsewhere, for example by `DeviceSegmentation.overlaps`.
 
         Args:
-          overlaps: Number of pixels that a true segment (row) and a predicted one (column) share. Row and
-            column 0 are void; the others follow the order of the segments. Further rows and columns count
-            pixels of unlisted segments.
+          overlaps: Number of pixels that the segments share, see `match_segments`.
           true_segments: segments_info of the ground truth.
           predicted_segments: segments_info of the prediction.
           image_id: Id of the image, for error messages.
 
+        Returns:
+          The matches of the image.
+
         Raises:
           ValueError: A class is not among the categories, or a predicted segment has no pixels.
         """
-        overlaps = overlaps.astype(np.int64)
-        predicted_areas = overlaps[:, 1 : len(predicted_segments) + 1].sum(0)
-        for info, area in zip(predicted_segments, predicted_areas, strict=True):
+        for info in (*true_segments, *predicted_segments):
+            if info["category_id"] not in self._ids:
+                raise ValueError(
+                    f"image {image_id}: segment {info['id']} has class {info['category_id']}, "
+                    "which is not among the categories"
+                )
+        matches = match_segments(overlaps, true_segments, predicted_segments)
+        for info, area in zip(predicted_segments, matches.area, strict=True):
             if area == 0:
                 raise ValueError(f"image {image_id}: segment {info['id']} is listed but has no pixels")
-        self._count(
-            overlaps,
-            true_class=self._classes(true_segments, image_id),
-            predicted_class=self._classes(predicted_segments, image_id),
-            iscrowd=np.array([info.get("iscrowd", 0) for info in true_segments], bool),
-        )
+        self.counts[self._order] += matches.counts(self._ids[self._order])
+        return matches
 
     def result(self) -> dict[str, Any]:
         """Panoptic quality of all images so far.
@@ -131,54 +135,6 @@ class PanopticQuality:
     def table(self) -> str:
         """The result as text, see `format_table`."""
         return format_table(self.result(), self.categories)
-
-    def _classes(self, segments: list[dict[str, Any]], image_id: int) -> Int64[np.ndarray, " segments"]:
-        """Index of each segment's class among the categories."""
-        for info in segments:
-            if info["category_id"] not in self._index:
-                raise ValueError(
-                    f"image {image_id}: segment {info['id']} has class {info['category_id']}, "
-                    "which is not among the categories"
-                )
-        return np.array([self._index[info["category_id"]] for info in segments], np.int64)
-
-    def _count(
-        self,
-        overlaps: Int64[np.ndarray, "rows columns"],
-        true_class: Int64[np.ndarray, " truths"],
-        predicted_class: Int64[np.ndarray, " predictions"],
-        iscrowd: Bool[np.ndarray, " truths"],
-    ) -> None:
-        """Matches the segments of an image and adds to the counts, see `add`."""
-        truths, predictions = slice(1, len(true_class) + 1), slice(1, len(predicted_class) + 1)
-        true_areas, predicted_areas = overlaps[truths].sum(1), overlaps[:, predictions].sum(0)
-        shared, void = overlaps[truths, predictions], overlaps[0, predictions]
-        comparable = (true_class[:, None] == predicted_class[None]) & ~iscrowd[:, None] & (shared > 0)
-        # Void pixels are not part of the union. Segments of one map do not overlap, so each segment has at
-        # most one match.
-        union = predicted_areas[None] + true_areas[:, None] - shared - void[None]
-        iou = np.where(comparable, shared / np.where(comparable, union, 1), 0.0)
-        matched = iou > 0.5
-
-        truth, _ = np.nonzero(matched)
-        missed = ~iscrowd & ~matched.any(1)
-        # A prediction is no false positive if more than half of it is void or a crowd of its class; as in the
-        # official code, only the last such crowd counts.
-        last_crowd = {int(true_class[row]): row + 1 for row in np.flatnonzero(iscrowd)}
-        crowd = np.array(
-            [
-                overlaps[last_crowd[kind], column] if kind in last_crowd else 0
-                for column, kind in enumerate(predicted_class.tolist(), 1)
-            ],
-            np.int64,
-        )
-        wrong = ~matched.any(0) & ~((void + crowd) / np.maximum(predicted_areas, 1) > 0.5)
-
-        classes = len(self.categories)
-        self.counts[:, 0] += np.bincount(true_class[truth], iou[matched], minlength=classes)
-        self.counts[:, 1] += np.bincount(true_class[truth], minlength=classes)
-        self.counts[:, 2] += np.bincount(predicted_class[wrong], minlength=classes)
-        self.counts[:, 3] += np.bincount(true_class[missed], minlength=classes)
 
 
 class OfficialPanopticQuality:
