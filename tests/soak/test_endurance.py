@@ -16,10 +16,6 @@ from soak_runs import newest_step, number_from, printed, start_run
 COMPILED = 80  # steps after which every program is compiled: four evaluations and twenty epochs
 WARM_UP = 600  # steps until caches are filled; half of a shorter run
 FRAGMENTATION = 0.05  # growth of resident memory by pages that the allocator cannot return
-# TensorStore (0.1.86) never frees the keys and values of the dicts that Spec.to_json returns, and Orbax (from
-# 0.11.40 at the latest) calls it for every array that it saves. Measured: 1,820 blocks and 0.14 MB a save.
-LEAKED_BLOCKS, LEAKED_MB = 2_500, 0.2
-SAVE_EVERY = 10  # steps
 SPARE = 2  # threads and handles that pools and saves may happen to have more at the quietest moment
 
 
@@ -66,7 +62,7 @@ def test_a_long_run_uses_constant_resources(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_LOG_COMPILES", "1")
     workdir = tmp_path / "run"
     run = start_run(
-        workdir, steps=steps, checkpoint__every_steps=SAVE_EVERY, eval__every_epochs=5.0, data__threads=2
+        workdir, steps=steps, checkpoint__every_steps=10, eval__every_epochs=5.0, data__threads=2
     )
     seen = []
     while run.poll() is None:
@@ -82,9 +78,7 @@ def test_a_long_run_uses_constant_resources(tmp_path, monkeypatch):
     quarter = len(warm) // 4
     early, late = quietest(warm[:quarter]), quietest(warm[-quarter:])
     print(f"{len(seen)} samples; {', '.join(Usage._fields[1:])}: {early} -> {late}")
-    saves = (warm[-1].step - warm[0].step) / SAVE_EVERY
-    assert late[0] < 1.02 * early[0] + saves * LEAKED_MB
-    assert late[1] < 1.02 * early[1] + saves * LEAKED_BLOCKS
+    assert late[0] < 1.02 * early[0] and late[1] < 1.02 * early[1]
     assert late[2] < (1 + FRAGMENTATION) * early[2]
     assert late[3] <= early[3] + SPARE and late[4] <= early[4] + SPARE
 
