@@ -193,13 +193,15 @@ def matching(row: Row, batch: int, small: bool) -> Values:
 
 
 def quality(row: Row, batch: int, small: bool) -> Values:
-    """PQ counted on the device, beside PQ of the same maps on the host; truth is the prediction, shifted."""
+    """PQ of the same maps, counted on the device and on the host; truth is the prediction, half shifted."""
     segmenter, data, _ = make_segmenter(row, batch, small)
     orig_size = data.size if small else np.full_like(data.size, peer.ORIG_SIZE)
     truths = []
     for found in segmenter.segment(data.image, data.size, orig_size)[0]:
         fetched = found.fetch()
-        shifted = np.roll(fetched.segment_map, max(1, fetched.segment_map.shape[1] // 40), axis=1)
+        height, width = fetched.segment_map.shape
+        shifted = fetched.segment_map.copy()
+        shifted[height // 2 :] = np.roll(shifted[height // 2 :], width // 40, axis=1)
         infos = [{**info, "iscrowd": 0} for info in fetched.segments_info]
         truths.append(PanopticSegmentation(shifted, infos, segmenter.categories))
     maps = [truth.segment_map.astype(np.uint8) for truth in truths]
