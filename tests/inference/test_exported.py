@@ -78,6 +78,7 @@ def test_rejects_an_unknown_suffix(run, tmp_path):
 @pytest.mark.slow
 def test_an_onnx_file_gives_the_raw_outputs(run, tmp_path):
     pytest.importorskip("jax2onnx")
+    onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     export(run, tmp_path / "run.onnx", shape=(64, 96))
     session = onnxruntime.InferenceSession(str(tmp_path / "run.onnx"))
@@ -89,6 +90,11 @@ def test_an_onnx_file_gives_the_raw_outputs(run, tmp_path):
     np.testing.assert_allclose(outputs[0][0], logits, atol=1e-3)
     np.testing.assert_allclose(outputs[1][0], boxes, atol=1e-3)
     np.testing.assert_allclose(outputs[2][0, :, :12, :15], masks, atol=1e-3)
+    # No zeros of the size of the image, which would make the file of a large image huge.
+    graph = onnx.load(tmp_path / "run.onnx").graph
+    bodies = [entry.g for node in graph.node for entry in node.attribute if entry.HasField("g")]
+    tensors = [onnx.numpy_helper.to_array(tensor) for part in (graph, *bodies) for tensor in part.initializer]
+    assert not [tensor.shape for tensor in tensors if tensor.size > 1024 and np.ptp(tensor) == 0]
 
 
 @pytest.mark.slow
