@@ -1,5 +1,8 @@
 """Shared fixtures: a tiny model, images, and folders that only some machines have.
 
+The tests of a module that compiles much run in one worker, where they share programs. These modules start
+first, and the thousand short tests after them fill both workers to the end.
+
 Compiled programs and published weights are released after each module, and before and after each test of the
 group `published_size`, whose models are whole ResNet-50s. That group runs in a single worker. This keeps
 every worker below 3 GB. The summary at the end prints the peak of each worker.
@@ -72,6 +75,16 @@ def coco_sample() -> Path:
 def pictures() -> np.ndarray:
     """Two images of random noise, uint8 (2, 45, 60, 3)."""
     return np.random.default_rng(0).integers(0, 256, (2, 45, 60, 3), np.uint8)
+
+
+COMPILING = ("evaluation", "inference", "models", "training")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name in COMPILING and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def _release_memory() -> None:

@@ -59,7 +59,7 @@ def on_host(metrics):
 @pytest.mark.parametrize(
     ("name", "images", "box_head_tolerance"),
     [
-        ("made_train_one", [(157, 211, 6, 5)], 0.01),
+        pytest.param("made_train_one", [(157, 211, 6, 5)], 0.01, marks=pytest.mark.slow),
         ("made_train_two", [(160, 192, 3, 8), (160, 192, 9, 9)], 0.02),
     ],
 )
@@ -177,6 +177,7 @@ def test_the_loss_of_a_repeated_batch_falls():
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow  # of box training; the next test also compares gradients
 def test_assigning_on_the_device_changes_no_metric():
     config = tiny_config("boxes")
     results = []
