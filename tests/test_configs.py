@@ -75,12 +75,13 @@ def test_every_experiment_builds_its_model(name, variants, expected):
         ("joint", "dc5", 50, "coco"),
     ],
 )
-def test_every_coco_experiment_trains_a_step(name, variants, depth, source):
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_every_coco_experiment_trains_a_step(name, variants, depth, source, whole):
     config = load(name, variants)
     assert (config.data.source, config.model.resnet_depth) == (source, depth)
     small = {"resnet_width": 8, "hidden_dim": 128, "feedforward_dim": 32, "num_queries": 12}
     config.model.update(small | {"num_encoder_layers": 1, "num_decoder_layers": 1})
-    if depth == 50:
+    if not whole:
         config.model.resnet_depth = 18  # compiles in half the time
     model = build_model(config.model)
     assert (model.num_classes, model.dilation) == (250, "dc5" in variants)

@@ -132,8 +132,13 @@ def small_predictor(model, params):
     return Predictor(model, jax.device_get(params), coco_panoptic(), config)
 
 
-def test_a_list_runs_in_batches_and_returns_a_list_in_order(tiny_model, tiny_params):
-    predictor = small_predictor(tiny_model, tiny_params)
+@pytest.fixture(scope="module")
+def predictor(tiny_model, tiny_params):
+    """One for several tests: each compiles its own programs."""
+    return small_predictor(tiny_model, tiny_params)
+
+
+def test_a_list_runs_in_batches_and_returns_a_list_in_order(predictor):
     sizes = [(50, 70), (70, 50), (40, 60), (50, 70)]
     images = [make.image(*size, seed) for seed, size in enumerate(sizes)]
     results = predictor(images, batch_size=2)
@@ -147,8 +152,7 @@ def test_a_list_runs_in_batches_and_returns_a_list_in_order(tiny_model, tiny_par
     assert predictor([]) == []
 
 
-def test_streams_any_iterable_and_reports_the_images_that_fail(tiny_model, tiny_params, tmp_path):
-    predictor = small_predictor(tiny_model, tiny_params)
+def test_streams_any_iterable_and_reports_the_images_that_fail(predictor, tmp_path):
     image = make.image(50, 70, 1)
     results = predictor.stream(
         (item for item in (image, tmp_path / "missing.png", image)), return_errors=True
@@ -170,8 +174,7 @@ def test_streams_any_iterable_and_reports_the_images_that_fail(tiny_model, tiny_
         predictor(image.astype(np.int64))
 
 
-def test_the_threshold_of_a_call_compiles_nothing_and_leaves_the_next_call_alone(tiny_model, tiny_params):
-    predictor = small_predictor(tiny_model, tiny_params)
+def test_the_threshold_of_a_call_compiles_nothing_and_leaves_the_next_call_alone(predictor):
     image = make.image(50, 70, 1)
     assert predictor(image).segments_info
     with compilations() as compiled:
@@ -195,11 +198,7 @@ def test_after_a_warmup_the_first_image_of_a_size_compiles_nothing(tiny_model, t
         predictor.warmup([(0, 4)])
 
 
-def test_returns_a_map_at_the_original_size(tiny_model, tiny_params):
-    config = tiny_config()
-    config.eval.threshold = 0.0
-    config.data.update({"eval_scale": 64, "eval_shapes": ((64, 96),)})
-    predictor = Predictor(tiny_model, jax.device_get(tiny_params), coco_panoptic(), config)
+def test_returns_a_map_at_the_original_size(predictor):
     result = predictor(make.image(50, 70, 1))
     assert result.segment_map.shape == (50, 70)
     assert {info["id"] for info in result.segments_info} == set(np.unique(result.segment_map)) - {0}
