@@ -151,8 +151,8 @@ FIELDS: dict[str, Field] = {
         "rounds of fusion that merge segments of one stuff class: 'first', as in the original, or all"),
     "eval.duplicate_iou": Field(1.0, between(0, 1),
         "mask IoU above which the lower-scoring query is dropped; 1: none, as in the original"),
-    "eval.backend": Field("stream", one_of("stream", "panopticapi"),
-        "implementation of PQ; 'stream': this project's, 'panopticapi': the official one; results agree"),
+    "eval.backend": Field("stream", one_of("stream", "hotcoco", "panopticapi"),
+        "implementation of PQ: this project's, hotcoco's or the official one, with equal results"),
     "eval.pictures": Field(8, at_least(0), "images drawn beside their ground truth in the last evaluation"),
 
     "checkpoint.every_steps": Field(1000, at_least(1), "steps between checkpoints"),

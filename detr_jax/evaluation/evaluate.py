@@ -18,7 +18,8 @@ from detr_jax.data.panoptic import from_example, segments_info
 from detr_jax.data.pipeline import check_eval_data, eval_data, load_source
 from detr_jax.errors import UserError
 from detr_jax.evaluation.average_precision import CocoDetection
-from detr_jax.evaluation.panoptic_quality import GROUPS, OfficialPanopticQuality, PanopticQuality
+from detr_jax.evaluation.panoptic_quality import GROUPS, PanopticQuality
+from detr_jax.evaluation.quality_backends import make_quality
 from detr_jax.inference.detections import describe_dropped, detections
 from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.inference.segmenter import Segmenter
@@ -226,29 +227,6 @@ def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, 
     for part in parallel.gather(metric):
         total.merge(part)
     return total.result()
-
-
-def make_quality(categories: tuple[Category, ...], backend: str) -> PanopticQuality | OfficialPanopticQuality:
-    """An implementation of panoptic quality.
-
-    Args:
-      categories: Categories to evaluate.
-      backend: "stream" for this project's code, "panopticapi" for the official one; their results are equal.
-
-    Raises:
-      UserError: The backend is unknown, or there are several processes, which "panopticapi" does not support.
-      MissingPackageError: The backend is "panopticapi", which is not installed.
-    """
-    if backend == "stream":
-        return PanopticQuality(categories)
-    if backend == "panopticapi":
-        if jax.process_count() > 1:
-            raise UserError(
-                "eval.backend 'panopticapi' supports only a single process: set eval.backend='stream', "
-                "which gives the same results"
-            )
-        return OfficialPanopticQuality(categories)
-    raise UserError(f"eval.backend is {backend!r}: must be 'stream' or 'panopticapi'")
 
 
 def _percent(score: float | None) -> str:

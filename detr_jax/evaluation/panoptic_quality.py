@@ -7,18 +7,11 @@ r"""Panoptic quality (Kirillov et al., "Panoptic Segmentation", https://arxiv.or
 per category, where a predicted and a true segment of the category match (TP) if their IoU exceeds 0.5; FP and
 FN are the predicted and true segments without a match.
 
-`PanopticQuality` counts in memory, image by image. `OfficialPanopticQuality` also has `update`, `result` and
-`table`, but writes the maps to a temporary directory and runs the official code on them, with equal results.
-Both count areas in the maps, so that areas that are listed wrongly cannot give an IoU above 1.
+`PanopticQuality` counts in memory, image by image; `quality_backends` has other implementations with equal
+results. Areas are counted in the maps, so that areas that are listed wrongly cannot give an IoU above 1.
 """
 
-import importlib.util
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +19,6 @@ from jaxtyping import Float64, Int, Int64
 
 from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
-from detr_jax.errors import MissingPackageError, UserError
 from detr_jax.evaluation.segment_matches import SegmentMatches, match_segments
 
 GROUPS = {"All": (True, False), "Things": (True,), "Stuff": (False,)}
@@ -137,78 +129,12 @@ class PanopticQuality:
         return format_table(self.result(), self.categories)
 
 
-class OfficialPanopticQuality:
-    """Panoptic quality by `panopticapi.evaluation.pq_compute`, on files in a temporary directory."""
-
-    def __init__(self, categories: Sequence[Category]):
-        """Creates the directory.
-
-        Raises:
-          MissingPackageError: `panopticapi` is not installed.
-        """
-        if importlib.util.find_spec("panopticapi") is None:
-            raise MissingPackageError(
-                "eval.backend 'panopticapi' needs panopticapi: run `pip install --no-deps panopticapi-lite` "
-                "(without --no-deps, it downgrades NumPy) or "
-                "`pip install git+https://github.com/cocodataset/panopticapi.git`"
-            )
-        self.categories = tuple(categories)
-        self._folder = tempfile.TemporaryDirectory(prefix="panoptic_quality_")
-        self._annotations: dict[str, list[dict[str, Any]]] = {"ground_truth": [], "prediction": []}
-
-    def update(
-        self, ground_truth: PanopticSegmentation, prediction: PanopticSegmentation, image_id: int
-    ) -> None:
-        """Writes an image, with counted areas. Segment ids must be below 2**24."""
-        for kind, segmentation in (("ground_truth", ground_truth), ("prediction", prediction)):
-            name = f"{image_id:012d}.png"
-            segmentation.save(Path(self._folder.name, kind, name))
-            ids, counts = np.unique(segmentation.segment_map, return_counts=True)
-            areas = {info["id"]: int(counts[ids == info["id"]].sum()) for info in segmentation.segments_info}
-            infos = [{"iscrowd": 0, **info, "area": areas[info["id"]]} for info in segmentation.segments_info]
-            annotation = {**segmentation.annotation(image_id, name), "segments_info": infos}
-            self._annotations[kind].append(annotation)
-
-    def result(self) -> dict[str, Any]:
-        """The result of the official code, like `PanopticQuality.result` without the counts per class.
-
-        Raises:
-          UserError: The official code failed, as it does if no things or no stuff occur.
-        """
-        folder = Path(self._folder.name)
-        categories = [{**entry._asdict(), "isthing": int(entry.isthing)} for entry in self.categories]
-        for kind, annotations in self._annotations.items():
-            document = {"categories": categories, "annotations": annotations}
-            (folder / f"{kind}.json").write_text(json.dumps(document))
-            (folder / kind).mkdir(exist_ok=True)
-        # pq_compute forks a pool of workers. A fork of this process may deadlock, since it copies the locks
-        # of JAX's threads but not the threads; a new interpreter has neither.
-        script = (
-            "import json, sys; from panopticapi.evaluation import pq_compute; "
-            "json.dump(pq_compute('ground_truth.json', 'prediction.json'), open('result.json', 'w'))"
-        )
-        command = [sys.executable, "-c", script]
-        run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if run.returncode:
-            raise UserError(
-                "panopticapi failed, as it does if no things or no stuff occur: set eval.backend='stream'\n"
-                f"{run.stderr.strip()}"
-            )
-        result = json.loads((folder / "result.json").read_text())
-        result["per_class"] = {int(key): value for key, value in result["per_class"].items()}
-        return result
-
-    def table(self) -> str:
-        """The result as text, see `format_table`."""
-        return format_table(self.result(), self.categories)
-
-
 def format_table(result: dict[str, Any], categories: Sequence[Category]) -> str:
     """A table of PQ, SQ and RQ in percent: of all categories, things, stuff, and each category.
 
     Args:
-      result: Result of `PanopticQuality`, where categories without segments get "-", or of
-        `OfficialPanopticQuality`, which does not tell them apart from those with PQ 0.
+      result: Result of `PanopticQuality` or of another backend. Categories without segments get "-", except
+        in the result of panopticapi, which does not tell them apart from those with PQ 0.
       categories: Categories in the order of the table.
     """
     width = max([len(category.name) for category in categories] + [8])
