@@ -133,8 +133,9 @@ def format_table(result: dict[str, Any], categories: Sequence[Category]) -> str:
     """A table of PQ, SQ and RQ in percent: of all categories, things, stuff, and each category.
 
     Args:
-      result: Result of `PanopticQuality` or of another backend. Categories without segments get "-", except
-        in the result of panopticapi, which does not tell them apart from those with PQ 0.
+      result: Result of `PanopticQuality` or of another backend. Missing values are 0 or None. Categories
+        without segments get "-", except in the result of panopticapi, which does not tell them apart from
+        those with PQ 0.
       categories: Categories in the order of the table.
     """
     width = max([len(category.name) for category in categories] + [8])
