@@ -17,9 +17,10 @@ from detr_jax.data.example import Category, Example, Source
 from detr_jax.data.panoptic import from_example, segments_info
 from detr_jax.data.pipeline import check_eval_data, eval_data, load_source
 from detr_jax.errors import UserError
-from detr_jax.evaluation.average_precision import CocoDetection
+from detr_jax.evaluation.average_precision import METRICS, CocoDetection
 from detr_jax.evaluation.panoptic_quality import GROUPS, PanopticQuality
 from detr_jax.evaluation.quality_backends import make_quality
+from detr_jax.evaluation.true_objects import true_objects
 from detr_jax.inference.detections import describe_dropped, detections
 from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.inference.segmenter import Segmenter
@@ -148,8 +149,8 @@ def evaluate_model(
         log(table if last else line)
     else:
         result = evaluate_detection(segmenter, batches)
-        scores = {name: value for name, value in result.items() if value >= 0}  # -1: nothing to measure
-        log("  ".join(f"{name} {_percent(scores.get(name))}" for name in result))
+        scores = {name: result[name] for name in METRICS if result[name] is not None}
+        log("  ".join(f"{name} {_percent(result[name])}" for name in METRICS))
     reporter.write(step, {f"val_{name}": value for name, value in scores.items()})
     reporter.draw_curves()
     if reporter.active and last:
@@ -204,7 +205,7 @@ def evaluate_panoptic(
     return quality.result(), quality.table()
 
 
-def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, float]:
+def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, Any]:
     """Box AP of a model on a dataset, by pycocotools.
 
     Args:
@@ -220,7 +221,7 @@ def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, 
         outputs, _ = segmenter.detect(batch.image, batch.size)
         for index, example in enumerate(examples):
             found = detections(outputs.logits[index], outputs.boxes[index], example.orig_size)
-            metric.update(example, *found)
+            metric.add(example.image_id, example.orig_size, true_objects(example, masks=False), *found)
             dropped.append(len(outputs.logits[index]) - len(found.scores))
     _log_dropped(dropped)
     total = CocoDetection(segmenter.categories)
