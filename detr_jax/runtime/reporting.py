@@ -13,7 +13,7 @@ from rich.console import Console
 
 from detr_jax.runtime.files import write_text
 
-LOGGED_LOSSES = ("loss", "loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
+LOGGED_LOSSES = ("loss", "loss_mask", "loss_dice", "loss_ce", "loss_bbox", "loss_giou")
 
 
 def log(text: str) -> None:

@@ -6,7 +6,7 @@ parameters.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -126,20 +126,6 @@ class DivergenceCheck:
         if saved:
             start = f"step {saved} is the last good checkpoint: rerun the command to resume from it"
         return f"{start}, with a lower optim.learning_rate, or with optim.skip_nonfinite=True to skip it"
-
-
-def logged_metrics(step: int, metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics to log, all finite: "updates" becomes skipped_steps, the number of those in the whole run.
-
-    Args:
-      step: Number of steps so far.
-      metrics: Metrics of the step.
-    """
-    logged = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    del logged["nonfinite"]
-    if "updates" in logged:
-        logged["skipped_steps"] = step - logged.pop("updates")
-    return logged
 
 
 def _describe(latest: _Step, term: str) -> str:

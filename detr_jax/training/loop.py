@@ -15,12 +15,13 @@ from detr_jax.data.pipeline import load_source, train_data
 from detr_jax.errors import UserError
 from detr_jax.evaluation.evaluate import check_evaluation, evaluate_model
 from detr_jax.models.detr import Detr, Params
-from detr_jax.runtime import parallel
 from detr_jax.runtime.interruption import Interrupted, Interruption
 from detr_jax.runtime.reporting import Reporter, StepTimer, log
 from detr_jax.runtime.workdir import claim
 from detr_jax.training.checkpoints import BestCheckpoint, Checkpoints, save_description
-from detr_jax.training.divergence import DivergenceCheck, logged_metrics
+from detr_jax.training.divergence import DivergenceCheck
+from detr_jax.training.losses import LossWeights
+from detr_jax.training.metrics import IntervalMeans, logged_metrics
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.profiling import Profiler
 from detr_jax.training.resume import check_same_run
@@ -70,7 +71,7 @@ def _train(run: "_Run", interruption: Interruption, profiler: Profiler) -> dict[
             stops = interruption.requested(run.step)
             profiler.after_step(metrics)
             if run.plan.logs(run.step):
-                run.report(metrics)
+                run.report()
             if run.plan.saves(run.step) or stops:
                 run.save()
             if stops:
@@ -161,6 +162,7 @@ class _Run:
                 f"{self.plan.total}: set --config.steps={self._first} or more, or use --mode=eval"
             )
         self._divergence = DivergenceCheck(config.optim.skip_nonfinite, lambda: self.checkpoints.latest_step)
+        self._means = IntervalMeans()
         self._best = BestCheckpoint(workdir, self._first)
         self._model, params = _initial_model(config, workdir, self.source, self._first)
         self._train_step = TrainStep(self._model, config, make_optimizer(config.optim, self.plan.total))
@@ -185,24 +187,26 @@ class _Run:
         batch = next(self.batches)
         self.state, metrics = self._train_step(self.state, batch)
         self._divergence.after_step(self.step, metrics, batch.image_id)
+        self._means.add(metrics)
         if self.step == self._first + 1:  # this step compiled, so it is not timed
             jax.block_until_ready(metrics)
             self._timer.start(self.step)
         return metrics
 
-    def report(self, metrics: dict[str, Array]) -> None:
-        """Prints and writes the metrics of the current step.
+    def report(self) -> None:
+        """Prints and writes the means of the metrics over the steps since the last report.
 
         Raises:
           DivergedError: The step is not finite.
         """
         self._divergence.check()
-        values = {name: float(value) for name, value in parallel.unreplicate(metrics).items()}
+        config = self.config
+        weights = LossWeights.from_config(config.loss)
         self.reporter.log_training(
             self.step,
-            logged_metrics(self.step, values),
+            logged_metrics(self.step, self._means.take(), config.stage, weights),
             total_steps=self.plan.total,
-            batch_size=self.config.batch_size,
+            batch_size=config.batch_size,
             seconds_per_step=self._timer.seconds_per_step(self.step),
         )
 

@@ -8,7 +8,8 @@ the batch is divided among devices or accumulated over parts.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -267,9 +268,13 @@ def total_loss(losses: dict[str, Array], weights: LossWeights) -> Scalar:
     box = weights.iou * losses["loss_giou"] + weights.l1 * losses["loss_bbox"]
     total = (weights.cls * classification + weights.box * box).sum()
     if "loss_mask" in losses:
-        segmentation = weights.dice * losses["loss_dice"] + weights.focal * losses["loss_mask"]
-        total += weights.seg * segmentation
+        total += mask_total(losses, weights)
     return total
+
+
+def mask_total(losses: Mapping[str, Any], weights: LossWeights) -> Any:
+    """The weighted sum of the mask losses in `total_loss`: arrays, or numbers on the host."""
+    return weights.seg * (weights.dice * losses["loss_dice"] + weights.focal * losses["loss_mask"])
 
 
 def by_layer(losses: dict[str, Array]) -> dict[str, Scalar]:
