@@ -2,11 +2,11 @@
 
     python benchmarks/scale/evaluation_memory.py --images=5000
 
-Each image of 640 x 480 pixels has 8 to 20 annotated ellipses of COCO's 80 things and 100 detections with boxes
-and masks: one or two near each annotation, the rest at random. Both kinds of average precision are computed as
-in an evaluation. Twenty different images are drawn and added again and again under new ids, with new scores. A
-line per tenth of the images has the memory that the process has grown by; the last lines have its peak while
-the result is computed, and the CPU time of both.
+Each image of 640 x 480 pixels has 8 to 20 annotated ellipses of COCO's 80 things and 100 detections with
+boxes and masks: one or two near each annotation, the rest at random. Both kinds of average precision are
+computed as in an evaluation. Twenty different images are drawn and added again and again under new ids, with
+new scores. A line per tenth of the images has the memory that the process has grown by; the last lines have
+its peak while the result is computed, and the CPU time of both.
 """
 
 import argparse
@@ -22,6 +22,7 @@ HEIGHT, WIDTH, DETECTIONS = 480, 640, 100
 
 
 def main() -> None:
+    """Prints the memory and the CPU time."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--drawn", type=int, default=20, help="different images")
@@ -78,6 +79,7 @@ def draw(rng, ids):
 
 
 def corners(center, radius):
+    """Corners x0, y0, x1, y1 of an ellipse."""
     low, high = center - radius, center + radius
     return float(low[1]), float(low[0]), float(high[1]), float(high[0])
 

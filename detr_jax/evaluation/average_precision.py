@@ -107,11 +107,12 @@ class CocoDetection:
             raise ValueError('evaluating masks (kind="segm") needs the masks of the detections')
         ids = {category.id for category in self.categories}
         found: list[dict[str, Any]] = []
+        shapes: Sequence[Any] = [None] * len(scores) if masks is None else masks
         for box, score, label, mask in zip(
             coco_bbox(boxes.astype(np.float64)).tolist(),
             scores.tolist(),
             labels.tolist(),
-            masks or [None] * len(scores),
+            shapes,
             strict=True,
         ):
             if label in ids:
