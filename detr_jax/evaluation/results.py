@@ -5,7 +5,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detr_jax import __version__
+from detr_jax.data.categories import to_json
+from detr_jax.data.example import Category
 from detr_jax.evaluation.panoptic_quality import GROUPS
 from detr_jax.models.detr import Params
 from detr_jax.runtime.files import write_bytes
@@ -46,6 +48,7 @@ def write_results(
     checkpoint: Checkpoint | None = None,
     devices: Mapping[str, Any] | None = None,
     files: Mapping[str, Any] | None = None,
+    categories: Sequence[Category] = (),
 ) -> None:
     """Writes results.json, atomically. Values that are missing, NaN or infinite are null.
 
@@ -58,12 +61,14 @@ def write_results(
       checkpoint: Identity of the weights; None if no model was run.
       devices: See `describe_devices`; None if no model was run.
       files: Files that were evaluated and their hashes, if no model was run.
+      categories: Categories of the evaluation, which `detr-jax compare` reads.
 
     Raises:
       UserError: The file cannot be written.
     """
     content = {
         "result": result,
+        "categories": to_json(categories),
         "config": None if config is None else config.to_dict(),
         "checkpoint": None if checkpoint is None else checkpoint._asdict(),
         "files": files,
