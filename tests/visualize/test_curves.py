@@ -1,5 +1,6 @@
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 from detr_jax.visualize.curves import plot_curves
@@ -34,6 +35,35 @@ def test_ignores_inner_layers_and_earlier_records_of_a_step(tmp_path):
     layered = [{**record, "loss_ce_0": 5.0, "lr": 1.0} for record in plain]
     plot_curves(plain[:2] + stale + layered, tmp_path / "more.png")
     assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "more.png").read_bytes()
+
+
+def test_draws_what_is_trained_and_finite_values_only(tmp_path):
+    plain = [{"step": step, "loss": 1 / step, "loss_mask": 1 / step} for step in range(1, 9)]
+    plot_curves(plain, tmp_path / "plain.png")
+    others = [{**record, "frozen/loss_ce": 4.0, "val_pq/disc": 0.5, "val_sq_all": 0.7} for record in plain]
+    others += [{"step": 9, "loss": float("nan"), "loss_mask": 10**400}, {"step": 10**400, "loss": 1.0}]
+    plot_curves(others, tmp_path / "more.png")
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "more.png").read_bytes()
+
+
+def test_the_legend_covers_no_curve(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    records = [{"step": step, "loss": 2 / step, "loss_mask": 1 / step} for step in range(1, 60)]
+    scores = {"val_part_pq_all": 0.5, "val_part_pq_things": 0.4, "val_part_pq_stuff": 0.6}
+    records += [{"step": step, **scores} for step in (20, 40, 60)]
+    records += [{"step": 60, **{name.replace("part_", ""): value for name, value in scores.items()}}]
+    plot_curves(records, tmp_path / "curves.png")
+    (figure,) = figures
+    figure.draw_without_rendering()
+    losses, quality = figure.axes
+    for axes in (losses, quality):
+        legend = axes.get_legend().get_window_extent()
+        assert not legend.overlaps(axes.get_window_extent())
+        assert figure.bbox.contains(legend.x0, legend.y0) and figure.bbox.contains(legend.x1, legend.y1)
+    assert "running median over 5 steps" in losses.get_legend().get_title().get_text()
+    assert len(losses.lines) == 4  # smoothed over raw
+    assert len(quality.lines) == 6 and [len(line.get_xdata()) for line in quality.lines] == [3, 1] * 3
 
 
 def test_accepts_no_records_and_a_single_step(tmp_path):
