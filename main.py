@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from detr_jax.config import FIELDS, default_config, describe_fields, parse_config, unknown_field, validate
 from detr_jax.errors import MissingFileError, UserError
-from detr_jax.runtime.startup import enable_compilation_cache, exit_with_message
+from detr_jax.runtime.startup import enable_compilation_cache, exit_with_message, share_one_heap
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures, predictions.")
@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> None:
     """
     config, workdir, images = FLAGS.config, FLAGS.workdir, [*FLAGS.images, *arguments[1:]]
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
+    share_one_heap()
     with exit_with_message():
         validate(config)
         # Imported here, so that mistakes on the command line are reported within a second.

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from detr_jax.data.batches import Batch
 from detr_jax.models.detr import Detr, Params
 from detr_jax.ops.mask_pairs import pad_pairs, padded_length, pairs_of_assignment, sample_pairs
-from detr_jax.runtime import memory, parallel
+from detr_jax.runtime import parallel
 from detr_jax.training import programs
 from detr_jax.training.matching import assign_batch
 from detr_jax.training.programs import StepSettings
@@ -60,8 +60,6 @@ class TrainStep:
         Raises:
           UserError: `matching.method` is unknown.
         """
-        if config.stage != "masks":  # a frozen detector leaves no activations behind
-            memory.return_freed_memory()
         self.settings = settings = StepSettings.from_config(config, model, optimizer)
         self.pair_lengths = tuple(config.pair_lengths)
         self._forward = parallel.per_device(functools.partial(programs.forward, settings))
