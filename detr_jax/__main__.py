@@ -91,6 +91,22 @@ def predict(options: argparse.Namespace) -> None:
     predict_files(predictor, images, options.output, batch_size=options.batch_size, overlays=options.overlays)
 
 
+def evaluate(options: argparse.Namespace) -> None:
+    """Computes panoptic quality from COCO panoptic result files of any origin, without a model."""
+    import jax
+
+    from detr_jax.evaluation.file_evaluation import evaluate_files
+
+    jax.config.update("jax_platforms", "cpu")  # an accelerator stays free for others
+    evaluate_files(
+        options.predictions,
+        options.ground_truth,
+        output=options.output,
+        png_folder=options.png_folder,
+        ground_truth_png_folder=options.ground_truth_png_folder,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("detr-jax", description="Panoptic segmentation with DETR.")
     parser.add_argument("--version", action="version", version=f"detr-jax {__version__}")
@@ -98,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("predict", help="segment images", description=predict.__doc__)
     _add_predict_options(add)
+
+    add = commands.add_parser("evaluate", help="evaluate result files", description=evaluate.__doc__)
+    _add_evaluate_options(add)
 
     add = commands.add_parser("check", help="find problems in a dataset", description=check.__doc__)
     add.set_defaults(run=check)
@@ -174,6 +193,28 @@ def _add_predict_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_dilation(parser)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the computation")
+
+
+def _add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=evaluate)
+    parser.add_argument(
+        "predictions",
+        help="COCO panoptic JSON file with PNGs beside it, or folder written by `detr-jax predict`",
+    )
+    parser.add_argument(
+        "ground_truth", help="COCO panoptic JSON file with categories, or folder of COCO data of one split"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="folder for results.json and evaluation/images.jsonl; default: none",
+    )
+    parser.add_argument(
+        "--png_folder", metavar="FOLDER", help="PNGs of PREDICTIONS; default: named like the JSON file"
+    )
+    parser.add_argument(
+        "--ground_truth_png_folder", metavar="FOLDER", help="PNGs of GROUND_TRUTH; default: likewise"
+    )
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:

@@ -48,6 +48,7 @@ _DECODING_ERRORS = (
 )
 _RESTORE = "Restore the file, or save it again as PNG or JPEG."
 _EXIF_ORIENTATION = 0x0112
+_16_BIT = "detr_jax_16_bit_colours"  # key in the `info` of a decoded image
 # By EXIF orientation: how a stored image is turned upright, and how that is undone.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -131,6 +132,8 @@ def load_stored(image: Image.Image, name: str | Path) -> Image.Image:
     """Decodes an image, and undoes that Pillow turns TIFFs while it decodes them."""
     # Pillow removes the orientation of a TIFF when it turns it.
     orientation = exif_orientation(image) if turned_by_pillow(image) else 1
+    if has_16_bit_colours(image):
+        image.info[_16_BIT] = True
     try:
         image.load()
     except Image.DecompressionBombError as error:
@@ -144,6 +147,12 @@ def load_stored(image: Image.Image, name: str | Path) -> Image.Image:
     stored.format = image.format
     stored.tag_v2 = image.tag_v2  # type: ignore[attr-defined]
     return stored
+
+
+def has_16_bit_colours(image: Image.Image) -> bool:
+    """Whether a PNG has 16 bits per channel, of which Pillow drops the lower 8 when it decodes colours."""
+    tiles = image.tile if isinstance(image, PngImagePlugin.PngImageFile) else ()
+    return _16_BIT in image.info or any(str(tile.args).endswith(";16B") for tile in tiles)
 
 
 def turned_by_pillow(image: Image.Image) -> bool:

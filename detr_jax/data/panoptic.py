@@ -159,7 +159,7 @@ class PanopticSegmentation:
     ) -> "PanopticSegmentation":
         """The segmentation of an entry of COCO's panoptic format.
 
-        Pixels whose id the entry does not list become void. Missing areas are counted.
+        Pixels whose id the entry does not list become void. Areas are counted, whatever the entry lists.
 
         Args:
           entry: Entry of the `annotations` list of a JSON file.
@@ -168,8 +168,8 @@ class PanopticSegmentation:
 
         Raises:
           MissingFileError: There is no such file.
-          UserError: The PNG is damaged or is no map of ids; a segment has no id or category, or one that is
-            not in `categories`; or no listed segment has a pixel.
+          UserError: The PNG is damaged or is no map of ids; a segment has no id or category, one that is
+            listed twice or not in `categories`; or no listed segment has a pixel.
         """
         name = png if isinstance(png, str | Path) else "the given PNG"
         picture = decode_image(png, png) if isinstance(png, str | Path) else png
@@ -178,14 +178,18 @@ class PanopticSegmentation:
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
         isthing = {category.id: category.isthing for category in categories}
-        infos = []
+        ids, counts = np.unique(segment_map, return_counts=True)
+        areas = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        infos: list[dict[str, Any]] = []
         for info in entry.get("segments_info", ()):
             if not isinstance(info.get("id"), int) or info.get("category_id") not in isthing:
                 raise UserError(
                     f"{name}: the segment {info} has no id, or a category that is not in the categories"
                 )
-            area = int(info.get("area", (segment_map == info["id"]).sum()))
-            infos.append({**info, "isthing": isthing[info["category_id"]], "area": area})
+            if info["id"] == 0 or any(info["id"] == other["id"] for other in infos):
+                raise UserError(f"{name}: the segment {info} has the id 0, which is void, or that of another")
+            kind, area = isthing[info["category_id"]], areas.get(info["id"], 0)
+            infos.append({**info, "isthing": kind, "area": area})
         segment_map[~np.isin(segment_map, [info["id"] for info in infos])] = 0
         if infos and not segment_map.any():
             raise UserError(f"{name}: {describe_lost(picture, len(infos))}")

@@ -8,6 +8,7 @@ from PIL import Image
 from scipy import ndimage
 
 from detr_jax.data.example import Example
+from detr_jax.data.image_files import has_16_bit_colours
 from detr_jax.errors import UserError
 
 MAX_SEGMENTS = 255  # the numbers of a uint8 map other than 0, which is void
@@ -29,6 +30,8 @@ def ids_from_png(png: Image.Image) -> UInt32[np.ndarray, "height width"]:
         raise UserError(
             f"it holds 16-bit, 32-bit or other values (Pillow mode {png.mode}), {_EXPECTED_COLOURS}"
         )
+    if has_16_bit_colours(png):
+        raise UserError(f"it has 16 bits per channel, {_EXPECTED_COLOURS}")
     # The four bytes of an RGBA pixel, read as one little-endian integer, are the id with alpha above it.
     return np.asarray(png.convert("RGBA")).view("<u4")[..., 0] & MAX_SEGMENT_ID
 
@@ -36,9 +39,14 @@ def ids_from_png(png: Image.Image) -> UInt32[np.ndarray, "height width"]:
 def describe_lost(png: Image.Image, count: int) -> str:
     """Why a PNG without a pixel of any of `count` listed segments is refused."""
     problem = f"none of its {count} listed segments has a pixel"
-    if png.mode in _GREY_MODES:
-        return f"{problem}: it holds grey levels (Pillow mode {png.mode}), {_EXPECTED_COLOURS}"
-    return f"{problem}, so the PNG or its annotation is wrong"
+    return f"{problem}{reason_for_grey(png) or ', so the PNG or its annotation is wrong'}"
+
+
+def reason_for_grey(png: Image.Image) -> str:
+    """Completes the message that ids of a PNG are wrong if it holds grey levels; else empty."""
+    if png.mode not in _GREY_MODES:
+        return ""
+    return f": it holds grey levels (Pillow mode {png.mode}), {_EXPECTED_COLOURS}"
 
 
 def png_from_ids(ids: Integer[np.ndarray, "height width"]) -> Image.Image:

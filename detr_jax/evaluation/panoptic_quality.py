@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Float64, Int, Int64, Integer
 
 from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
@@ -61,7 +61,8 @@ class PanopticQuality:
                 f"image {image_id}: the prediction is {prediction.segment_map.shape}, "
                 f"but the ground truth is {ground_truth.segment_map.shape}"
             )
-        overlaps = _overlaps(ground_truth, prediction)
+        ids = [[info["id"] for info in result.segments_info] for result in (ground_truth, prediction)]
+        overlaps = count_overlaps(ground_truth.segment_map, ids[0], prediction.segment_map, ids[1])
         if overlaps[:, -1].any():
             listed = [0] + [info["id"] for info in prediction.segments_info]
             unlisted = np.setdiff1d(prediction.segment_map, listed)
@@ -158,26 +159,37 @@ def _class_result(iou: float, tp: float, fp: float, fn: float) -> dict[str, Any]
     return {**quality, "iou": iou, "tp": int(tp), "fp": int(fp), "fn": int(fn)}
 
 
-def _overlaps(
-    ground_truth: PanopticSegmentation, prediction: PanopticSegmentation
+def count_overlaps(
+    true_map: Integer[np.ndarray, "height width"],
+    true_ids: Sequence[int],
+    predicted_map: Integer[np.ndarray, "height width"],
+    predicted_ids: Sequence[int],
 ) -> Int64[np.ndarray, "true_segments_and_2 predicted_segments_and_2"]:
-    """Number of pixels shared by each pair of segments. Index 0 is void, the last one all unlisted ids.
+    """Counts the pixels that each pair of segments of two maps shares.
 
-    Counts runs of equal pixels, of which there are far fewer than pixels.
+    Runs of equal pixels are counted, of which there are far fewer than pixels.
+
+    Args:
+      true_map: Segment id of each pixel.
+      true_ids: Ids of the listed segments; not 0, which is void.
+      predicted_map: Segment id of each pixel.
+      predicted_ids: Ids of the listed segments; not 0, which is void.
+
+    Returns:
+      Number of pixels of each pair. Index 0 is void, the last one all unlisted ids.
     """
-    truth, guess = ground_truth.segment_map.ravel(), prediction.segment_map.ravel()
+    truth, guess = true_map.ravel(), predicted_map.ravel()
     ends = np.flatnonzero((truth[1:] != truth[:-1]) | (guess[1:] != guess[:-1]))
     ends = np.append(ends, truth.size - 1)
-    rows = _positions(truth[ends], ground_truth.segments_info)
-    columns = _positions(guess[ends], prediction.segments_info)
-    height, width = len(ground_truth.segments_info) + 2, len(prediction.segments_info) + 2
+    rows, columns = _positions(truth[ends], true_ids), _positions(guess[ends], predicted_ids)
+    height, width = len(true_ids) + 2, len(predicted_ids) + 2
     counts = np.bincount(rows * width + columns, np.diff(ends, prepend=-1), height * width)
     return counts.astype(np.int64).reshape(height, width)
 
 
-def _positions(ids: Int[np.ndarray, " runs"], infos: list[dict[str, Any]]) -> Int64[np.ndarray, " runs"]:
+def _positions(ids: Integer[np.ndarray, " runs"], segments: Sequence[int]) -> Int64[np.ndarray, " runs"]:
     """Replaces ids by positions: 0 is void, 1 the first listed segment, and the last one all unlisted ids."""
-    listed = np.array([0] + [info["id"] for info in infos])
+    listed = np.array([0, *segments], np.int64)
     order = np.argsort(listed)
     nearest = order[np.searchsorted(listed, ids, sorter=order).clip(max=len(listed) - 1)]
     return np.where(listed[nearest] == ids, nearest, len(listed))

@@ -1,6 +1,8 @@
 """Atomic file writes: a killed process leaves no half-written file."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from detr_jax.errors import UserError
@@ -44,3 +46,22 @@ def write_bytes(path: str | Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def creating(folder: Path) -> Iterator[None]:
+    """Creates a folder, and reports what the system refuses there in the block, such as a full disk.
+
+    Args:
+      folder: Folder to create, with its parents, if it is missing.
+
+    Raises:
+      UserError: The folder or a file cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error

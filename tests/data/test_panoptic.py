@@ -97,6 +97,22 @@ def test_from_coco_names_what_does_not_fit():
         PanopticSegmentation.from_coco({}, "missing.png", FOUR)
 
 
+def test_from_coco_counts_areas_whatever_is_listed():
+    scene = _scene()
+    entry, png = scene.to_coco(7)
+    wrong = {**entry, "segments_info": [{**info, "area": 1} for info in entry["segments_info"]]}
+    assert PanopticSegmentation.from_coco(wrong, png, FOUR).segments_info == scene.segments_info
+
+
+@pytest.mark.parametrize("ids", [(0,), (1, 1)])
+def test_from_coco_refuses_ids_that_mean_no_segment(ids):
+    infos = [{"id": number, "category_id": 1} for number in ids]
+    with pytest.raises(
+        UserError, match=f"the segment .*'id': {ids[0]}.* has the id 0, .* or that of another"
+    ):
+        PanopticSegmentation.from_coco({"segments_info": infos}, _scene().to_coco(7)[1], FOUR)
+
+
 def test_notebooks_show_the_colours_of_the_segments():
     scene = dataclasses.replace(
         _scene(), segment_map=np.kron(_scene().segment_map, np.ones((9, 9), np.int32))

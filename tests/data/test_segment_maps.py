@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 from PIL import Image
+from pngs import save_16_bit
 
+from detr_jax.data.images import decode_image
 from detr_jax.data.segment_maps import (
     find_boxes,
     ids_from_png,
@@ -27,6 +29,14 @@ def test_encoding_and_decoding_keeps_ids():
 def test_ids_ignore_an_alpha_channel():
     png = Image.fromarray(np.array([[(1, 2, 3, 7)]], np.uint8))
     assert ids_from_png(png).tolist() == [[1 + 2 * 256 + 3 * 65536]]
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_refuses_colours_of_16_bits_which_pillow_shortens_to_their_upper_8(tmp_path, decoded):
+    save_16_bit(np.full((4, 5), 7), tmp_path / "a.png")
+    png = decode_image(tmp_path / "a.png", "a.png") if decoded else Image.open(tmp_path / "a.png")
+    with pytest.raises(UserError, match="it has 16 bits per channel, not ids as colours"):
+        ids_from_png(png)
 
 
 def test_numbers_segments_in_the_order_of_ids_and_makes_others_void():
