@@ -107,6 +107,17 @@ def evaluate(options: argparse.Namespace) -> None:
     )
 
 
+def compare(options: argparse.Namespace) -> None:
+    """Prints scores of evaluated runs, and their differences to the first run with 95% intervals."""
+    from detr_jax.evaluation.compare_runs import compare_runs, print_comparison, read_run, write_comparison
+
+    comparison = compare_runs([read_run(run) for run in options.runs], options.resamples, options.seed)
+    print_comparison(comparison)
+    if options.output:
+        write_comparison(options.output, comparison)
+        print(f"wrote {options.output}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("detr-jax", description="Panoptic segmentation with DETR.")
     parser.add_argument("--version", action="version", version=f"detr-jax {__version__}")
@@ -117,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("evaluate", help="evaluate result files", description=evaluate.__doc__)
     _add_evaluate_options(add)
+
+    add = commands.add_parser("compare", help="compare evaluated runs", description=compare.__doc__)
+    add.set_defaults(run=compare)
+    add.add_argument("runs", nargs="+", metavar="RUN", help="workdir, or --output of `detr-jax evaluate`")
+    add.add_argument("--output", metavar="FILE", help="JSON file to write as well; default: none")
+    add.add_argument("--resamples", type=_positive, default=2000, help="bootstrap samples; default: 2000")
+    add.add_argument("--seed", type=int, default=0, help="random seed of the samples; default: 0")
 
     add = commands.add_parser("check", help="find problems in a dataset", description=check.__doc__)
     add.set_defaults(run=check)

@@ -1,0 +1,292 @@
+"""Compares evaluations of the same images, with paired bootstrap intervals (`detr-jax compare`).
+
+The images are drawn with replacement, the same ones for all runs, and the scores are computed again. So the
+interval of a difference is that of the choice of images: it is narrow if one run is better on nearly every
+image, however different the images are. It does not contain the variation between training runs.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from detr_jax.data.categories import from_json
+from detr_jax.data.example import Category
+from detr_jax.errors import MissingFileError, UserError
+from detr_jax.evaluation.evaluated_image import EvaluatedImage, read_images
+from detr_jax.evaluation.quality_counts import image_counts, mean_over_classes, qualities
+from detr_jax.evaluation.segment_outcomes import segment_outcomes
+from detr_jax.runtime.files import write_bytes
+
+_AGAIN = "evaluate the run again with --mode=eval"
+# Resamples whose scores are computed together, to bound memory.
+_BLOCK = 200
+_MIN_COLUMNS = 100  # width of the table in characters where no terminal limits it
+METRICS = ("PQ", "SQ", "RQ", "PQ things", "SQ things", "RQ things", "PQ stuff", "SQ stuff", "RQ stuff")
+_SHOWN = ("PQ", "SQ", "RQ", "PQ things", "PQ stuff")
+
+
+class EvaluatedRun(NamedTuple):
+    """An evaluation that was read from files.
+
+    Attributes:
+      name: Folder that it was read from, as the user gave it.
+      result: "panoptic", "boxes" and "masks" of results.json.
+      categories: Categories.
+      images: Evaluated images, in ascending order of their ids.
+    """
+
+    name: str
+    result: dict[str, Any]
+    categories: tuple[Category, ...]
+    images: list[EvaluatedImage]
+
+
+class Score(NamedTuple):
+    """A score of a run beside the first one. Fractions in [0, 1]; None if undefined or not known.
+
+    Attributes:
+      value: The score.
+      difference: The score minus that of the first run; None for the first run.
+      interval: The 2.5th and 97.5th percentiles of the difference over the resamples; None if there are none,
+        as for AP, which is not known per image.
+    """
+
+    value: float | None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+class Comparison(NamedTuple):
+    """Scores of several runs on the same images.
+
+    Attributes:
+      runs: Names of the runs.
+      images: Number of images.
+      resamples: Number of bootstrap samples.
+      scores: Score of each run, by metric: those of `METRICS`, "box AP" and "mask AP".
+    """
+
+    runs: list[str]
+    images: int
+    resamples: int
+    scores: dict[str, list[Score]]
+
+
+def read_run(folder: str | Path) -> EvaluatedRun:
+    """Reads results.json and evaluation/images.jsonl of a run, or of the output of `detr-jax evaluate`.
+
+    Args:
+      folder: Working directory of the run, or that output.
+
+    Raises:
+      MissingFileError: The folder or one of the files does not exist.
+      UserError: A file is damaged, or the run has no panoptic quality.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise MissingFileError(f"{path} does not exist: name the folders of evaluated runs")
+    files = path / "results.json", path / "evaluation" / "images.jsonl"
+    for file in files:
+        if not file.is_file():
+            raise MissingFileError(f"{file} does not exist: {_AGAIN}")
+    try:
+        content = json.loads(files[0].read_bytes())
+        result, categories = dict(content["result"]), from_json(content["categories"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{files[0]} is damaged or of another version: {_AGAIN}") from error
+    images = sorted(read_images(files[1]), key=lambda image: image.image_id)
+    return EvaluatedRun(str(folder), result, categories, images)
+
+
+def compare_runs(runs: Sequence[EvaluatedRun], resamples: int = 2000, seed: int = 0) -> Comparison:
+    """Compares the runs with the first of them.
+
+    Args:
+      runs: Two or more runs.
+      resamples: Number of bootstrap samples.
+      seed: Random seed of the samples.
+
+    Raises:
+      UserError: There is only one run, or the runs differ in images, annotations or categories.
+    """
+    if len(runs) < 2:
+        raise UserError(f"{len(runs)} run to compare: name two or more")
+    for run in runs[1:]:
+        _check_comparable(runs[0], run)
+    categories = runs[0].categories
+    isthing = np.array([category.isthing for category in categories], bool)
+    counts = []
+    for run in runs:
+        outcomes = segment_outcomes(run.images, categories)
+        counts.append(image_counts(*outcomes, len(run.images), len(categories)))
+    values = [_scores(one.sum(0)[None], isthing)[0] for one in counts]
+    sampled = _resampled(counts, isthing, resamples, seed)
+    scores: dict[str, list[Score]] = {}
+    for column, metric in enumerate(METRICS):
+        scores[metric] = [_beside(values, sampled, number, column) for number in range(len(runs))]
+    for kind in ("box", "mask"):
+        precisions = [_precision(run, kind) for run in runs]
+        scores[f"{kind} AP"] = [
+            Score(value, _minus(value, precisions[0]) if number else None)
+            for number, value in enumerate(precisions)
+        ]
+    return Comparison([run.name for run in runs], len(runs[0].images), resamples, scores)
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Prints scores, differences to the first run and their intervals, in percent.
+
+    Args:
+      comparison: What to print.
+      console: Where to print it; by default standard output.
+    """
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _MIN_COLUMNS)
+    names = _short_names(comparison.runs)
+    table = Table(title=f"{comparison.images:,} images", title_justify="left")
+    table.add_column("")
+    table.add_column("run", overflow="fold")
+    for heading in ("score", "difference", "95% interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for metric in (*_SHOWN, "box AP", "mask AP"):
+        scores = comparison.scores[metric]
+        if all(score.value is None for score in scores):
+            continue
+        for number, (name, score) in enumerate(zip(names, scores, strict=True)):
+            interval = (
+                ""
+                if score.interval is None
+                else "{:+.1f} to {:+.1f}".format(*(100 * limit for limit in score.interval))
+            )
+            difference = "" if score.difference is None else f"{100 * score.difference:+.1f}"
+            value = "-" if score.value is None else f"{100 * score.value:.1f}"
+            table.add_row(metric if number == 0 else "", Text(name), value, difference, interval)
+        table.add_section()
+    console.print(table)
+    console.print(
+        f"Differences to the first run, in points; intervals from {comparison.resamples:,} resamples of the "
+        "images. An interval that excludes 0 is more than the choice of images explains."
+    )
+
+
+def write_comparison(path: str | Path, comparison: Comparison) -> None:
+    """Writes a comparison as JSON.
+
+    Args:
+      path: File to write.
+      comparison: What to write.
+
+    Raises:
+      UserError: The file cannot be written.
+    """
+    scores = {metric: [score._asdict() for score in scores] for metric, scores in comparison.scores.items()}
+    content = json.dumps({**comparison._asdict(), "scores": scores}, indent=2, allow_nan=False)
+    write_bytes(path, f"{content}\n".encode())
+
+
+def _short_names(runs: Sequence[str]) -> list[str]:
+    """The names without the folders that all of them share."""
+    paths = [os.path.abspath(run) for run in runs]
+    names = [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
+    return list(runs) if "." in names else names
+
+
+def _check_comparable(first: EvaluatedRun, other: EvaluatedRun) -> None:
+    kinds = [{(one.id, one.isthing) for one in run.categories} for run in (first, other)]
+    if kinds[0] != kinds[1]:
+        number = min(kinds[0] ^ kinds[1])[0]
+        raise UserError(
+            f"{first.name} and {other.name} differ in category {number}: "
+            "compare runs with the same categories"
+        )
+    ids = [[image.image_id for image in run.images] for run in (first, other)]
+    if ids[0] != ids[1]:
+        number, name = _first_difference(ids[0], ids[1], (first.name, other.name))
+        raise UserError(
+            f"{first.name} and {other.name} were evaluated on different images ({len(ids[0])} and "
+            f"{len(ids[1])}; only {name} has image {number}): evaluate them on the same ones"
+        )
+    for image, same in zip(first.images, other.images, strict=True):
+        truths = [sorted(one.matches.true_category.tolist()) for one in (image, same)]
+        if truths[0] != truths[1]:
+            raise UserError(
+                f"{first.name} and {other.name} have different annotations of image {image.image_id}: "
+                "evaluate them on the same data"
+            )
+
+
+def _first_difference(ids: list[int], others: list[int], names: tuple[str, str]) -> tuple[int, str]:
+    """The lowest id that occurs in one list alone, or more often, and the name of that list."""
+    more, fewer = Counter(ids) - Counter(others), Counter(others) - Counter(ids)
+    number = min([*more, *fewer])
+    return number, names[0] if number in more else names[1]
+
+
+def _scores(
+    counts: Float64[np.ndarray, "samples categories 4"], isthing: np.ndarray
+) -> Float64[np.ndarray, "samples metrics"]:
+    """The values of `METRICS`."""
+    quality = qualities(counts)
+    groups = (np.ones_like(isthing), isthing, ~isthing)
+    return np.concatenate([mean_over_classes(quality[:, group]) for group in groups], -1)
+
+
+def _resampled(
+    counts: Sequence[Float64[np.ndarray, "images categories 4"]],
+    isthing: np.ndarray,
+    resamples: int,
+    seed: int,
+) -> Float64[np.ndarray, "runs samples metrics"]:
+    """Scores of every run on samples of the images, which are the same for all runs."""
+    images = len(counts[0])
+    rng = np.random.default_rng(seed)
+    blocks = []
+    for start in range(0, resamples if images else 0, _BLOCK):
+        size = min(_BLOCK, resamples - start)
+        weights: Int64[np.ndarray, "samples images"] = rng.multinomial(images, [1 / images] * images, size)
+        sums = [(weights.astype(np.float64) @ one.reshape(images, -1)).reshape(size, -1, 4) for one in counts]
+        blocks.append(np.stack([_scores(one, isthing) for one in sums]))
+    return np.concatenate(blocks, 1) if blocks else np.zeros((len(counts), 0, len(METRICS)))
+
+
+def _beside(
+    values: Sequence[Float64[np.ndarray, " metrics"]],
+    sampled: Float64[np.ndarray, "runs samples metrics"],
+    number: int,
+    column: int,
+) -> Score:
+    """Score of a run in a metric, beside the first run."""
+    value, first = _known(values[number][column]), _known(values[0][column])
+    if number == 0 or value is None or first is None:
+        return Score(value)
+    differences = sampled[number, :, column] - sampled[0, :, column]
+    differences = differences[~np.isnan(differences)]
+    if not len(differences):
+        return Score(value, value - first)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return Score(value, value - first, (float(low), float(high)))
+
+
+def _precision(run: EvaluatedRun, kind: str) -> float | None:
+    found = run.result.get({"box": "boxes", "mask": "masks"}[kind]) or {}
+    value = found.get("AP")
+    return None if value is None else float(value)
+
+
+def _minus(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
