@@ -192,9 +192,8 @@ def test_the_module_is_the_command():
 def test_help_names_every_command():
     done = run("-m", "detr_jax", "--help")
     assert done.returncode == 0
-    assert all(
-        f"\n    {command} " in done.stdout for command in ("predict", "check", "export", "shapes", "tfds")
-    )
+    commands = ("predict", "evaluate", "compare", "check", "export", "shapes", "tfds")
+    assert all(f"\n    {command} " in done.stdout for command in commands)
 
 
 @pytest.mark.parametrize(
