@@ -102,6 +102,7 @@ def evaluate(options: argparse.Namespace) -> None:
         options.predictions,
         options.ground_truth,
         output=options.output,
+        images=options.images,
         png_folder=options.png_folder,
         ground_truth_png_folder=options.ground_truth_png_folder,
     )
@@ -225,7 +226,10 @@ def _add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="folder for results.json and evaluation/images.jsonl; default: none",
+        help="folder for report.html, results.json and evaluation/images.jsonl; by default only a table",
+    )
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="images, for the pictures in the report; default: drawn on grey"
     )
     parser.add_argument(
         "--png_folder", metavar="FOLDER", help="PNGs of PREDICTIONS; default: named like the JSON file"

@@ -100,6 +100,10 @@ def test_predict_writes_segmentations(pictures, tmp_path, capsys):
             ids = np.unique(ids_from_png(png))
         assert set(ids) - {0} == {segment["id"] for segment in annotation["segments_info"]}
         assert all(segment["score"] > 0.4 for segment in annotation["segments_info"])
+    main(["evaluate", str(output), str(pictures), f"--output={tmp_path / 'evaluated'}"])
+    assert "All" in capsys.readouterr().out
+    results = json.loads((tmp_path / "evaluated" / "results.json").read_text())
+    assert results["images"] == 2 and results["result"]["panoptic"]["All"]["pq"] > 0.5
 
 
 def test_help_lists_published_models_with_masks(capsys):

@@ -1,15 +1,23 @@
 """Evaluates panoptic result files of any origin, without a model (`detr-jax evaluate`)."""
 
 import collections
+import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from detr_jax.data.example import Category
+from detr_jax.data.listed_files import check_usable
+from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
 from detr_jax.evaluation.evaluated_image import EvaluatedImage, write_images
-from detr_jax.evaluation.file_comparison import Compared, compare_all
+from detr_jax.evaluation.file_comparison import Compared, compare_all, read_map
 from detr_jax.evaluation.panoptic_quality import PanopticQuality
+from detr_jax.evaluation.report import Picture, images_to_draw, write_report
 from detr_jax.evaluation.result_files import (
     ResultFiles,
     check_categories,
@@ -21,6 +29,7 @@ from detr_jax.evaluation.results import file_sha256, panoptic_result, write_resu
 from detr_jax.runtime.files import creating
 from detr_jax.runtime.progress import progress
 from detr_jax.runtime.reporting import log
+from detr_jax.visualize import side_by_side
 
 _SHOWN = 3  # differing categories in a warning
 
@@ -30,6 +39,7 @@ def evaluate_files(
     ground_truth: str | Path,
     *,
     output: str | Path | None = None,
+    images: str | Path | None = None,
     png_folder: str | Path | None = None,
     ground_truth_png_folder: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -41,7 +51,8 @@ def evaluate_files(
     Args:
       predictions: JSON file or folder, see `read_result_files`.
       ground_truth: JSON file or folder, which lists the categories.
-      output: Folder for results.json and evaluation/images.jsonl; None writes nothing.
+      output: Folder for results.json, evaluation/images.jsonl and report.html; None writes nothing.
+      images: Folder of the images, for the pictures in the report; by default, segments are drawn on grey.
       png_folder: Folder of the predicted PNGs; by default that of `read_result_files`.
       ground_truth_png_folder: Folder of the annotated PNGs; by default that of `read_result_files`.
 
@@ -59,51 +70,137 @@ def evaluate_files(
     for files in (truth, predicted):
         check_categories(files, truth)
     ids = matched_ids(predicted, truth)
+    if images is not None:
+        check_usable(Path(images), [_image_name(truth, image_id) for image_id in ids], truth.json)
     for line in _warn_before(predicted, truth, len(ids)):
         log(line)
     quality = PanopticQuality(truth.categories)
-    images: list[EvaluatedImage] = []
-    findings: collections.Counter[str] = collections.Counter()
     start = time.monotonic()
+    evaluated = _evaluate_images(predicted, truth, ids, quality)
+    seconds = time.monotonic() - start
+    log(quality.table())
+    result = {"panoptic": panoptic_result(quality.result())}
+    if output is not None:
+        _write(Path(output), result, evaluated, seconds, (predicted, truth))
+        pictures = draw_pictures(predicted, truth, ids, evaluated, None if images is None else Path(images))
+        _write_report(Path(output), result, evaluated, seconds, (predicted, truth), pictures)
+    return result
+
+
+def _evaluate_images(
+    predicted: ResultFiles, truth: ResultFiles, ids: Mapping[int, int], quality: PanopticQuality
+) -> list[EvaluatedImage]:
+    """Adds all images to `quality`, and logs warnings about the files."""
+    evaluated = []
+    findings: collections.Counter[str] = collections.Counter()
     with progress("images", len(ids)) as advance:
         for compared in compare_all(predicted, truth, ids):
             segments = compared.truth["segments_info"], compared.prediction["segments_info"]
             matches = quality.add(compared.overlaps, *segments, compared.image_id)
-            name = truth.file_names.get(compared.image_id) or compared.truth["file_name"]
-            images.append(EvaluatedImage(compared.image_id, name, compared.size, matches))
+            name = _image_name(truth, compared.image_id)
+            evaluated.append(EvaluatedImage(compared.image_id, name, compared.size, matches))
             findings.update(_findings(compared))
             advance()
-    seconds = time.monotonic() - start
     for line in _warn_after(findings):
         log(line)
-    log(quality.table())
-    result = {"panoptic": panoptic_result(quality.result())}
-    if output is not None:
-        _write(Path(output), result, images, seconds, (predicted, truth))
-    return result
+    return evaluated
+
+
+def draw_pictures(
+    predicted: ResultFiles,
+    truth: ResultFiles,
+    ids: Mapping[int, int],
+    evaluated: Sequence[EvaluatedImage],
+    images: Path | None = None,
+) -> list[Picture]:
+    """Draws the images with the best, a median and the worst PQ beside their ground truth.
+
+    Args:
+      predicted: Predictions.
+      truth: Ground truth, with categories.
+      ids: Image id in the predictions, by image id in the ground truth.
+      evaluated: Evaluated images, among which some are chosen.
+      images: Folder of the images; None draws on grey.
+
+    Raises:
+      UserError: An image cannot be read, or does not have the size of its segment maps.
+    """
+    pictures = []
+    for group, position in images_to_draw(evaluated, truth.categories):
+        image_id, size = evaluated[position].image_id, evaluated[position].size
+        image = (
+            np.full((*size, 3), 128, np.uint8) if images is None else images / evaluated[position].file_name
+        )
+        maps = (
+            _segmentation(files.pngs, files.annotations[number], truth.categories)
+            for files, number in ((truth, image_id), (predicted, ids[image_id]))
+        )
+        content = io.BytesIO()
+        Image.fromarray(side_by_side(image, *maps)).save(content, "PNG")
+        pictures.append(Picture(group, image_id, content.getvalue()))
+    return pictures
+
+
+def _segmentation(
+    pngs: Path, entry: dict[str, Any], categories: tuple[Category, ...]
+) -> PanopticSegmentation:
+    """The segmentation of an entry that was compared, with all of its pixels that are in listed segments."""
+    segment_map = read_map(pngs / entry["file_name"]).astype(np.int32)
+    isthing = {category.id: category.isthing for category in categories}
+    infos = [
+        {**info, "isthing": isthing[info["category_id"]], "area": int((segment_map == info["id"]).sum())}
+        for info in entry["segments_info"]
+    ]
+    infos = [info for info in infos if info["area"]]
+    segment_map[~np.isin(segment_map, [info["id"] for info in infos])] = 0
+    return PanopticSegmentation(segment_map, infos, categories)
+
+
+def _image_name(truth: ResultFiles, image_id: int) -> str:
+    """The file name of an image, or that of its PNG if the JSON file lists no images."""
+    name: str = truth.annotations[image_id]["file_name"]
+    return truth.file_names.get(image_id, name)
+
+
+def _write_report(
+    folder: Path,
+    result: dict[str, Any],
+    evaluated: Sequence[EvaluatedImage],
+    seconds: float,
+    files: tuple[ResultFiles, ResultFiles],
+    pictures: Sequence[Picture],
+) -> None:
+    predicted, truth = files
+    write_report(
+        folder / "report.html",
+        result=result,
+        images=evaluated,
+        categories=truth.categories,
+        title=f"{predicted.json.stem} on {truth.json.stem}",
+        pictures=pictures,
+        facts={
+            "Predictions": predicted.json,
+            "Ground truth": truth.json,
+            "Images per second": f"{len(evaluated) / max(seconds, 1e-9):.1f}",
+        },
+    )
+    log(f"wrote {folder}/report.html")
 
 
 def _write(
     folder: Path,
     result: dict[str, Any],
-    images: Sequence[EvaluatedImage],
+    evaluated: Sequence[EvaluatedImage],
     seconds: float,
     files: tuple[ResultFiles, ResultFiles],
 ) -> None:
     with creating(folder / "evaluation"):
-        write_images(folder / "evaluation" / "images.jsonl", images)
-    evaluated = {
+        write_images(folder / "evaluation" / "images.jsonl", evaluated)
+    hashes = {
         kind: {"path": str(of_kind.json), "sha256": file_sha256(of_kind.json)}
         for kind, of_kind in zip(("predictions", "ground_truth"), files, strict=True)
     }
-    write_results(
-        folder / "results.json",
-        result,
-        images=len(images),
-        seconds=seconds,
-        files=evaluated,
-        categories=files[1].categories,
-    )
+    write_results(folder / "results.json", result, images=len(evaluated), seconds=seconds, files=hashes)
     log(f"wrote {folder}/results.json and {folder}/evaluation/images.jsonl")
 
 

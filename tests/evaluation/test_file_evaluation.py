@@ -291,3 +291,19 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty has no COCO panoptic JSON files"):
         evaluate_files(tmp_path / "empty", truth)
+
+
+def test_writes_a_report_with_pictures_of_the_images(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (10, 10), (200, 30, 30)).save(tmp_path / "images" / "1.jpg")
+    truth, predictions = write_files(tmp_path, "truth", [TRUTH]), write_files(tmp_path, "pred", [PREDICTION])
+    sizes = []
+    for images in (None, tmp_path / "images"):
+        evaluate_files(predictions, truth, output=tmp_path / "output", images=images)
+        page = (tmp_path / "output" / "report.html").read_text()
+        assert "pred on truth" in page and "1.jpg" in page and "81.7" in page
+        sizes.append(page.count("data:image/"))
+    assert sizes[0] == sizes[1] > 0
+    (tmp_path / "images" / "1.jpg").unlink()
+    with pytest.raises(MissingFileError, match="images lacks 1 of the 1 files"):
+        evaluate_files(predictions, truth, images=tmp_path / "images")
