@@ -129,25 +129,31 @@ class _Schedule:
         self._cache = tempfile.TemporaryDirectory()
 
     def measure(self, case: str, sides: list[str], earlier: Mapping[str, Any]) -> dict[str, Any]:
-        """The summary of every side in a case, followed by the ratios of the others to ours."""
+        """The summary of every side in a case, followed by the ratios of the others to ours.
+
+        A side whose figures are kept, but which the last run did not measure in this case, is missing.
+        """
         summaries = {side: earlier[side] for side in sides[1:] if side in earlier}
-        summaries |= {side: self._last(side, case) for side in self._keep}
-        outcomes: dict[str, list[dict[str, Any]]] = {side: [] for side in sides if side not in summaries}
+        summaries |= self._last(case)
+        measured = [side for side in sides if side not in (*summaries, *self._keep)]
+        outcomes: dict[str, list[dict[str, Any]]] = {side: [] for side in measured}
         for number in range(self._rounds):
             for side, results in outcomes.items():
                 if number == 0 or side not in self._once:
                     results.append(self._run(side, case))
         summaries |= {side: summary(results) for side, results in outcomes.items()}
         return {
-            **{side: summaries[side] for side in sides},
-            "ratios": {side: ratios(summaries[sides[0]], summaries[side]) for side in sides[1:]},
+            **{side: summaries[side] for side in sides if side in summaries},
+            "ratios": {
+                side: ratios(summaries[sides[0]], summaries[side]) for side in sides[1:] if side in summaries
+            },
         }
 
-    def _last(self, side: str, case: str) -> dict[str, Any]:
-        rows = [row for row in self._last_run["rows"] if row["case"] == case and side in row]
-        if not rows:
-            sys.exit(f"{_result_path(self._script)} has no figures of {side} for {case!r} to keep")
-        return {"measured_with": self._last_run["machine"]["versions"], **rows[0][side]}
+    def _last(self, case: str) -> dict[str, dict[str, Any]]:
+        """Figures of the last run, of the sides to keep."""
+        versions = {"measured_with": self._last_run["machine"]["versions"]} if self._keep else {}
+        rows = [row for row in self._last_run.get("rows", []) if row["case"] == case]
+        return {side: versions | row[side] for row in rows for side in self._keep if side in row}
 
     def _run(self, side: str, case: str) -> dict[str, Any]:
         command = [sys.executable, self._script, "--side", side, "--case", case]
@@ -213,10 +219,10 @@ def format_rows(rows: list[dict[str, Any]], sides: list[str]) -> str:
         titles += [f"faster than {other}", f"less memory than {other}"]
     lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for row in rows:
-        cells = [row["case"], *(_cell(row[side]) for side in sides)]
+        cells = [row["case"], *(_cell(row[side]) if side in row else "" for side in sides)]
         for other in others:
-            ratio = ratios(row[ours], row[other])
-            cells += [f"{ratio['time']:.2f}x", f"{ratio['memory']:.2f}x"]
+            ratio = ratios(row[ours], row[other]) if other in row else {}
+            cells += [f"{ratio[name]:.2f}x" if name in ratio else "" for name in ("time", "memory")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -80,6 +80,9 @@ def test_a_side_runs_once_or_not_at_all_or_keeps_its_last_figures(script: Path) 
     assert order == ["ours"]
     assert kept[0]["theirs"]["median_s"] == once[0]["theirs"]["median_s"]
     assert "numpy" in kept[0]["theirs"]["measured_with"]
+    other, _, order = run(script, "--keep=theirs", "--case=second", "--rounds=1")
+    assert order == ["ours"]
+    assert "theirs" not in other[0]  # the last run had no such case
     without, table, order = run(script, "--without=theirs", "--case=first", "--rounds=1")
     assert order == ["ours"]
     assert "theirs" not in without[0]
