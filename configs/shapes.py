@@ -65,7 +65,8 @@ def get_config(variants: str = "") -> ConfigDict:
     config.eval.batch_size = 16
     config.eval.threshold = 0.2  # this and the next were chosen on training pictures
     config.eval.duplicate_iou = 0.5
-    config.eval.every_epochs = 1.0
+    config.eval.every_steps = 280
+    config.eval.part_count = 100  # of 500, which take as long as 80 steps
     config.checkpoint.every_steps = 500
     return apply_variants(config, variants, {"boxes": boxes, "joint": joint})
 
@@ -82,7 +83,7 @@ def boxes(config: ConfigDict) -> None:
     config.optim.learning_rate_backbone = 5e-4
     config.optim.b2 = 0.98  # 0.999 averages over too many steps at the start of a short run
     config.optim.warmup_steps = 200
-    config.eval.every_epochs = 0.1
+    config.eval.every_steps = 5_000
 
 
 def joint(config: ConfigDict) -> None:

@@ -145,6 +145,10 @@ FIELDS: dict[str, Field] = {
     "data.threads": Field(8, at_least(0), "threads that load batches; 0: load on demand"),
 
     "eval.every_epochs": Field(1.0, positive, "epochs between evaluations"),
+    "eval.every_steps": Field(0, at_least(0), "steps between evaluations; 0: as given by `every_epochs`"),
+    "eval.part_count": Field(0, at_least(0),
+        "evenly spaced images that evaluations while training use, and that choose `best/`; 0: all. "
+        "The last evaluation uses all images, too"),
     "eval.batch_size": Field(8, at_least(1), "images per evaluation batch, over all devices of all hosts"),
     "eval.threshold": Field(0.85, between(0, 1), "class probability above which a query becomes a segment"),
     "eval.merge_stuff": Field("first", one_of("first", "always"),

@@ -1,9 +1,11 @@
 """What a run reports: lines on the terminal, metrics in files, curves."""
 
+import contextlib
 import functools
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,7 @@ class Reporter:
         """
         self.workdir = Path(workdir)
         self.active = jax.process_index() == 0
+        self._of_part = False
         if self.active:
             self.workdir.mkdir(parents=True, exist_ok=True)
 
@@ -122,10 +125,21 @@ class Reporter:
         """
         if not self.active:
             return
+        if self._of_part:
+            metrics = {re.sub("^val_", "val_part_", name): value for name, value in metrics.items()}
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
         with (self.workdir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    @contextlib.contextmanager
+    def scores_of_part(self) -> Iterator[None]:
+        """Within this block, scores are of a part of the images: `val_part_*` instead of `val_*`."""
+        self._of_part = True
+        try:
+            yield
+        finally:
+            self._of_part = False
 
     def draw_curves(self) -> None:
         """Draws curves.png from all records in metrics.jsonl."""

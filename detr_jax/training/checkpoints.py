@@ -163,12 +163,13 @@ class Checkpoints:
 class BestCheckpoint:
     """The checkpoint with the best evaluation, in `best/`, which can itself serve as a working directory."""
 
-    def __init__(self, workdir: str | Path, step: int):
+    def __init__(self, workdir: str | Path, step: int, images: int):
         """Reads the score of the best checkpoint so far.
 
         Args:
           workdir: Directory of the run.
           step: Step of its newest checkpoint; 0 without one.
+          images: Number of images that states are compared on. A score on another number is ignored.
 
         Raises:
           UserError: `best/` holds a later step, so it belongs to another run.
@@ -181,7 +182,8 @@ class BestCheckpoint:
                 f"{self._folder} holds step {best_step}, but this run starts at step {step}, so it would "
                 "replace the best checkpoint of another run: move that folder, or choose another workdir"
             )
-        self._score = _stored_score(self._folder / "evaluation.json")
+        self._images = images
+        self._score = _stored_score(self._folder / "evaluation.json", images)
 
     def save_if_best(
         self, state: TrainState, iterator: grain.DatasetIterator, result: dict[str, Any]
@@ -202,22 +204,33 @@ class BestCheckpoint:
         if jax.process_index() == 0:
             for name in ("config.json", "categories.json"):
                 shutil.copy(self._workdir / name, self._folder)
-            write_text(self._folder / "evaluation.json", json.dumps(result, indent=2))
+            write_text(
+                self._folder / "evaluation.json", json.dumps({"images": self._images, **result}, indent=2)
+            )
 
 
 def _score(result: dict[str, Any]) -> float:
     return float(result["All"]["pq"] if "All" in result else result["AP"])
 
 
-def _stored_score(file: Path) -> float:
-    """The score of an evaluation; minus infinity if the file is missing or damaged."""
+def _stored_score(file: Path, images: int) -> float:
+    """The score of an evaluation; minus infinity if the file is missing or damaged, or of other images."""
     if not file.exists():
         return -math.inf
     try:
-        return float(_score(parse_json(file.read_bytes(), str(file))))
+        stored = parse_json(file.read_bytes(), str(file))
+        score = float(_score(stored))
+        compared = stored.get("images", images)  # earlier versions did not store it
     except (OSError, UserError, KeyError, TypeError, ValueError):
         log(f"{file} is damaged and is ignored: the next evaluation counts as the best so far")
         return -math.inf
+    if compared != images:
+        log(
+            f"{file} is of {compared} images and this run compares states on {images}: the next evaluation "
+            "counts as the best so far"
+        )
+        return -math.inf
+    return score
 
 
 def _move_away(step_folder: Path, target: Path) -> None:

@@ -1,6 +1,5 @@
 """The training loop: train, evaluate, save, resume."""
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from detr_jax.config import validate
 from detr_jax.data.example import Source
+from detr_jax.data.part import EvenPart
 from detr_jax.data.pipeline import load_source, train_data
 from detr_jax.errors import UserError
 from detr_jax.evaluation.evaluate import check_evaluation, evaluate_model
@@ -26,6 +26,7 @@ from detr_jax.training.optim import make_optimizer
 from detr_jax.training.profiling import Profiler
 from detr_jax.training.resume import check_same_run
 from detr_jax.training.step import TrainStep
+from detr_jax.training.step_plan import StepPlan
 from detr_jax.weights.initialize import starting_model
 from detr_jax.weights.runs import blank_run, latest_step
 
@@ -86,51 +87,6 @@ def _train(run: "_Run", interruption: Interruption, profiler: Profiler) -> dict[
     return result
 
 
-@dataclasses.dataclass(frozen=True)
-class StepPlan:
-    """Number of steps of a run, and the steps after which it logs, saves and evaluates.
-
-    Attributes:
-      total: Number of steps of the run.
-      log_every: Number of steps between logged metrics.
-      save_every: Number of steps between checkpoints.
-      evaluate_every: Number of steps between evaluations.
-    """
-
-    total: int
-    log_every: int
-    save_every: int
-    evaluate_every: int
-
-    @classmethod
-    def from_config(cls, config: ConfigDict, images: int) -> "StepPlan":
-        """The plan of a config.
-
-        Args:
-          config: Whole config, see `default_config`.
-          images: Number of training images.
-        """
-        steps_per_epoch = images / config.batch_size
-        return cls(
-            total=config.steps or round(config.epochs * steps_per_epoch),
-            log_every=config.log_every_steps,
-            save_every=config.checkpoint.every_steps,
-            evaluate_every=max(round(config.eval.every_epochs * steps_per_epoch), 1),
-        )
-
-    def logs(self, step: int) -> bool:
-        """Whether metrics are logged after a step."""
-        return step == self.total or step % self.log_every == 0
-
-    def saves(self, step: int) -> bool:
-        """Whether a checkpoint is saved after a step; true for each step that is evaluated."""
-        return step % self.save_every == 0 or self.evaluates(step)
-
-    def evaluates(self, step: int) -> bool:
-        """Whether the model is evaluated after a step."""
-        return step == self.total or (step > 0 and step % self.evaluate_every == 0)
-
-
 class _Run:
     """Everything that a run consists of: data, model, state, checkpoints and reports.
 
@@ -148,7 +104,7 @@ class _Run:
         """Reads the data, and the newest checkpoint if there is one."""
         self.config = config
         self.source, self._held_out = load_source(config.data, "train"), load_source(config.data, "eval")
-        self.plan = StepPlan.from_config(config, len(self.source))
+        self.plan = StepPlan.from_config(config, len(self.source), len(self._held_out))
         self.batches = train_data(self.source, config)
         if latest_step(workdir):
             check_same_run(workdir, config, self.source.categories)
@@ -163,7 +119,8 @@ class _Run:
             )
         self._divergence = DivergenceCheck(config.optim.skip_nonfinite, lambda: self.checkpoints.latest_step)
         self._means = IntervalMeans()
-        self._best = BestCheckpoint(workdir, self._first)
+        self._part = EvenPart(self._held_out, self.plan.part_images) if self.plan.part_images else None
+        self._best = BestCheckpoint(workdir, self._first, len(self._part or self._held_out))
         self._model, params = _initial_model(config, workdir, self.source, self._first)
         self._train_step = TrainStep(self._model, config, make_optimizer(config.optim, self.plan.total))
         self.state = self._train_step.init(params)
@@ -222,20 +179,36 @@ class _Run:
     def evaluate(self, interruption: Interruption) -> dict[str, Any]:
         """Evaluates the current state, and keeps it in `best/` if it is the best so far.
 
+        With `eval.part_count`, it is evaluated on a part of the images, which is always the same one and
+        alone decides which state is the best; after the last step also on all images.
+
         Args:
           interruption: Stops the evaluation at a signal.
+
+        Returns:
+          The result of the last step on all images; of other steps on those that they use.
 
         Raises:
           Interrupted: A signal arrived. The state is saved already.
         """
         last = self.step == self.plan.total
         with interruption.immediate():
-            result = evaluate_model(
-                self.config, self._model, self.state.params, self._held_out, self.reporter, self.step, last
-            )
+            if self._part is None:
+                result = self._scores(self._held_out, last)
+            else:
+                with self.reporter.scores_of_part():
+                    result = self._scores(self._part, False)
         self._best.save_if_best(self.state, self.batches, result)
+        if last and self._part is not None:
+            with interruption.immediate():
+                result = self._scores(self._held_out, True)
         self._timer.start(self.step)
         return result
+
+    def _scores(self, source: Source, last: bool) -> dict[str, Any]:
+        return evaluate_model(
+            self.config, self._model, self.state.params, source, self.reporter, self.step, last
+        )
 
     def close(self) -> None:
         """Finishes pending checkpoints and closes the files of the reporter, whatever ended the run."""

@@ -180,7 +180,7 @@ def runs(folder: Path, what: str) -> Reader:
         return Reader([folder / "metrics.jsonl"], mutate_lines, read_metrics)
     if what == "best":
         return Reader(
-            [folder / "best" / "evaluation.json"], mutate_json_text, lambda file: BestCheckpoint(folder, 2)
+            [folder / "best" / "evaluation.json"], mutate_json_text, lambda file: BestCheckpoint(folder, 2, 9)
         )
 
     def read_description(file: Path) -> None:

@@ -48,6 +48,15 @@ def test_training_lines_have_rate_and_remaining_time(tmp_path, capsys):
     assert list(tmp_path.glob("events.out.tfevents*"))
 
 
+def test_scores_of_a_part_of_the_images_have_names_of_their_own(tmp_path):
+    reporter = Reporter(tmp_path)
+    with reporter.scores_of_part():
+        reporter.write(1, {"val_pq_all": 0.5})
+    reporter.write(1, {"val_pq_all": 0.4})
+    reporter.close()
+    assert records(tmp_path) == [{"step": 1, "val_part_pq_all": 0.5}, {"step": 1, "val_pq_all": 0.4}]
+
+
 def test_drops_records_of_later_steps_and_incomplete_lines(tmp_path):
     reporter = Reporter(tmp_path)
     reporter.drop_records_after(0)  # there is no file yet

@@ -78,22 +78,35 @@ def test_rejects_a_checkpoint_of_a_different_stage(state, batches, tmp_path, tin
 def test_keeps_the_checkpoint_with_the_best_evaluation(state, batches, tmp_path):
     config = small_run()
     save_description(tmp_path, config, build_model(config.model), load_source(config.data, "train"))
-    best = BestCheckpoint(tmp_path, 0)
+    best = BestCheckpoint(tmp_path, 0, 9)
     for step, score in ((1, 0.4), (2, 0.6), (3, 0.5)):
         best.save_if_best(state._replace(step=step), batches, {"AP": score})
     assert latest_step(tmp_path / "best") == 2
-    assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == {"AP": 0.6}
+    assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == {"images": 9, "AP": 0.6}
     assert (tmp_path / "best" / "config.json").exists()
 
-    resumed = BestCheckpoint(tmp_path, 3)
+    resumed = BestCheckpoint(tmp_path, 3, 9)
     resumed.save_if_best(state._replace(step=4), batches, {"AP": 0.55})
     assert latest_step(tmp_path / "best") == 2
+
+
+def test_states_are_compared_on_the_same_images(state, batches, tmp_path, capsys):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "evaluation.json").write_text('{"images": 100, "AP": 0.6}')
+    for name in ("config.json", "categories.json"):
+        (tmp_path / name).write_text("{}")
+    BestCheckpoint(tmp_path, 1, 100).save_if_best(state._replace(step=1), batches, {"AP": 0.5})
+    assert latest_step(tmp_path / "best") is None
+    best = BestCheckpoint(tmp_path, 1, 500)
+    assert "is of 100 images and this run compares states on 500" in capsys.readouterr().out.replace("\n", "")
+    best.save_if_best(state._replace(step=1), batches, {"AP": 0.5})
+    assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == {"images": 500, "AP": 0.5}
 
 
 def test_does_not_replace_the_best_checkpoint_of_another_run(state, batches, tmp_path):
     save(tmp_path / "best", state._replace(step=5), batches)
     with pytest.raises(UserError, match="holds step 5, but this run starts at step 2"):
-        BestCheckpoint(tmp_path, 2)
+        BestCheckpoint(tmp_path, 2, 9)
 
 
 def test_the_description_has_the_number_of_classes_of_the_model(tmp_path, tiny_model):
@@ -209,10 +222,10 @@ def test_a_damaged_best_evaluation_is_ignored(content, state, batches, tmp_path,
     (tmp_path / "best" / "evaluation.json").write_text(content)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "categories.json").write_text("[]")
-    best = BestCheckpoint(tmp_path, 1)
+    best = BestCheckpoint(tmp_path, 1, 9)
     assert "evaluation.json is damaged and is ignored" in capsys.readouterr().out.replace("\n", "")
     best.save_if_best(state._replace(step=1), batches, {"AP": 0.1})
-    assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == {"AP": 0.1}
+    assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == {"images": 9, "AP": 0.1}
 
 
 def test_a_disk_without_room_for_the_state_is_refused(state, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from detr_jax import Predictor
 from detr_jax.errors import DivergedError, MissingFileError, UserError
 from detr_jax.evaluation.evaluate import evaluate
 from detr_jax.training import loop
-from detr_jax.training.loop import StepPlan, train
+from detr_jax.training.loop import train
 from detr_jax.training.step import TrainStep
 from detr_jax.weights.runs import latest_step, load_params
 
@@ -31,11 +31,15 @@ def same(a, b):
 
 def test_a_run_writes_metrics_checkpoints_and_pictures(config, tmp_path, capsys):
     config.profile = 1
+    config.eval.every_steps, config.eval.part_count = 2, 2
     result = train(config, tmp_path)
     assert 0.0 <= result["All"]["pq"] <= 1.0
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "loss" in record] == [1, 2, 3, 4]
+    assert [record["step"] for record in records if "val_part_pq_all" in record] == [2, 4]
+    assert [record["step"] for record in records if "val_pq_all" in record] == [4]
     assert records[-1]["val_pq_all"] == result["All"]["pq"]
+    assert json.loads((tmp_path / "best" / "evaluation.json").read_text())["images"] == 2
     assert json.loads((tmp_path / "evaluation.json").read_text())["Things"] == result["Things"]
     assert Image.open(tmp_path / "curves.png").size[0] > 300
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
@@ -102,18 +106,6 @@ def test_validates_the_config_before_reading_data(config, tmp_path):
     with pytest.raises(UserError, match="optim.schedule is 'linear'"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_the_plan_counts_steps_and_evaluates_what_it_saves(config):
-    config.steps, config.epochs, config.eval.every_epochs, config.checkpoint.every_steps = 0, 2.5, 1.0, 3
-    config.log_every_steps = 4
-    plan = StepPlan.from_config(config, images=10)  # 2.5 steps per epoch
-    assert plan.total == 6
-    assert [step for step in range(7) if plan.evaluates(step)] == [2, 4, 6]
-    assert [step for step in range(1, 7) if plan.saves(step)] == [2, 3, 4, 6]
-    assert [step for step in range(1, 7) if plan.logs(step)] == [4, 6]
-    config.steps = 9
-    assert StepPlan.from_config(config, images=10).total == 9
 
 
 def with_a_box_that_is_not_finite(monkeypatch, at_step):
@@ -195,7 +187,7 @@ def test_on_four_devices_only_the_update_is_collective(tmp_path):
     code = f"WORKDIR = {str(tmp_path / 'run')!r}\n{ON_FOUR_DEVICES}"
     output, programs = run_on_devices(code, 4, tmp_path / "hlo")
     assert "on 4 cpu devices" in output and latest_step(tmp_path / "run") == 3
-    # Forward pass, update and the evaluation's program, each compiled once.
-    assert [program.name for program in programs if program.devices > 1] == ["jit__fun"] * 3
+    # Forward pass, update, sums of metrics and the evaluation's program, each compiled once.
+    assert [program.name for program in programs if program.devices > 1] == ["jit__fun"] * 4
     collective = [program for program in programs if program.collectives]
     assert [program.collectives for program in collective] == [{"all-reduce"}]
