@@ -105,6 +105,12 @@ def read_run(folder: str | Path) -> EvaluatedRun:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{files[0]} is damaged or of another version: {_AGAIN}") from error
     images = sorted(read_images(files[1]), key=lambda image: image.image_id)
+    known = {category.id for category in categories}
+    for image in images:
+        if not known.issuperset([*image.matches.true_category.tolist(), *image.matches.category.tolist()]):
+            raise UserError(
+                f"{files[1]}: image {image.image_id} has categories that {files[0]} lacks: {_AGAIN}"
+            )
     return EvaluatedRun(str(folder), result, categories, images)
 
 

@@ -200,7 +200,14 @@ def _write(
         kind: {"path": str(of_kind.json), "sha256": file_sha256(of_kind.json)}
         for kind, of_kind in zip(("predictions", "ground_truth"), files, strict=True)
     }
-    write_results(folder / "results.json", result, images=len(evaluated), seconds=seconds, files=hashes)
+    write_results(
+        folder / "results.json",
+        result,
+        images=len(evaluated),
+        seconds=seconds,
+        files=hashes,
+        categories=files[1].categories,
+    )
     log(f"wrote {folder}/results.json and {folder}/evaluation/images.jsonl")
 
 

@@ -41,7 +41,7 @@ class Picture(NamedTuple):
 
 
 def images_to_draw(
-    images: Sequence[EvaluatedImage], categories: Sequence[Category], count: int = 3
+    images: Sequence[EvaluatedImage], categories: Sequence[Category], count: int = 4
 ) -> list[tuple[str, int]]:
     """The images that a report shows, as (group, position in the list).
 
@@ -124,7 +124,7 @@ _HEADINGS = {
         "Confusions",
         "Segments that were found, with an IoU above 0.5, but named as another class.",
     ),
-    "sizes": ("Size", "PQ of segments by their area in pixels: a fifth of the true segments in each column."),
+    "sizes": ("Size", "PQ of segments by area in pixels. Each column has a fifth of the true segments."),
     "calibration": ("Scores", ""),
     "curves": ("Training", ""),
     "pictures": ("Images", "The PQ of an image is the mean over the classes in it."),

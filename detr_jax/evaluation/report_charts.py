@@ -18,8 +18,9 @@ LOSSES = {
     "invented": ("Invented", "predicted, and nothing annotated resembles it"),
 }
 _COLORS = dict(zip(LOSSES, ("--imprecise", "--poor", "--wrong", "--missed", "--invented"), strict=True))
-# Classes in the matrix of confusions, and lines in the list of them.
-_MATRIX_CLASSES = 12
+# Numbers of classes: all are in the matrix of confusions up to the first, else those confused most.
+_WHOLE_MATRIX, _MATRIX_CLASSES = 16, 12
+# Lines in the list of mistakes.
 _MISTAKES = 10
 
 
@@ -113,7 +114,7 @@ def confusion_matrix(
       categories: Categories.
     """
     occurs = np.flatnonzero(table[:-1].sum(1) + table[:, :-1].sum(0))
-    chosen = occurs if len(occurs) <= _MATRIX_CLASSES else _most_confused(table)
+    chosen = occurs if len(occurs) <= _WHOLE_MATRIX else _most_confused(table)
     nothing = len(categories)
     names = [categories[index].name for index in chosen.tolist()]
     head = "".join(

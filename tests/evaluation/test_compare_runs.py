@@ -8,6 +8,7 @@ from evaluated import CATEGORIES, evaluation
 
 from detr_jax.__main__ import main
 from detr_jax.data.categories import to_json
+from detr_jax.data.shapes import export as write_shapes
 from detr_jax.errors import UserError
 from detr_jax.evaluation.compare_runs import EvaluatedRun, compare_runs, read_run
 from detr_jax.evaluation.evaluated_image import write_images
@@ -71,14 +72,14 @@ def test_the_interval_is_that_of_drawing_images():
     found = compare_runs([run("a", IMAGES), run("b", other)], resamples=1000)
     rng = np.random.default_rng(7)
     differences = []
-    for _ in range(60):
+    for _ in range(40):
         drawn = rng.integers(0, len(IMAGES), len(IMAGES))
         sample = compare_runs(
             [run("a", [IMAGES[i] for i in drawn]), run("b", [other[i] for i in drawn])], resamples=1
         )
         differences.append(sample.scores["PQ"][1].difference)
     low, high = found.scores["PQ"][1].interval
-    assert np.std(differences) == pytest.approx((high - low) / 3.92, rel=0.35)
+    assert np.std(differences) == pytest.approx((high - low) / 3.92, rel=0.4)
     assert np.mean(differences) == pytest.approx((low + high) / 2, abs=np.std(differences))
 
 
@@ -132,6 +133,21 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     (tmp_path / "good" / "results.json").write_text('{"result": 3}')
     with pytest.raises(SystemExit, match="results.json is damaged or of another version"):
         main(["compare", good, good])
+
+
+def test_files_that_do_not_belong_together_are_named(tmp_path):
+    folder = save(tmp_path / "a", IMAGES[:2], {}, CATEGORIES[1:])
+    with pytest.raises(UserError, match="image 0 has categories that .*results.json lacks: evaluate the run"):
+        read_run(folder)
+
+
+def test_evaluated_files_can_be_compared(tmp_path, capsys):
+    write_shapes(tmp_path / "pictures", 2, "validation")
+    for name in ("a", "b"):
+        main(["evaluate", *[str(tmp_path / "pictures")] * 2, f"--output={tmp_path / name}"])
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--resamples=20"])
+    printed = capsys.readouterr().out
+    assert "2 images" in printed and "100.0" in printed and "+0.0 to +0.0" in printed
 
 
 def test_images_without_segments_have_no_score():
