@@ -208,7 +208,7 @@ def quality(row: Row, batch: int, small: bool) -> Values:
 
     def on_device() -> tuple[PanopticQuality, Any]:
         counter = PanopticQuality(segmenter.categories)
-        predictions, tables, _ = segmenter.compare(data.image, data.size, maps)
+        predictions, tables, *_ = segmenter.compare(data.image, data.size, maps)
         for index, (truth, found, table) in enumerate(zip(truths, predictions, tables, strict=True)):
             counter.add(table, truth.segments_info, found.segments_info, index)
         return counter, predictions

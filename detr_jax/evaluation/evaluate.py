@@ -184,7 +184,7 @@ def evaluate_panoptic(
         # The last batch is padded.
         if isinstance(quality, PanopticQuality):
             maps = [example.segment_map for example in examples]
-            predictions, tables, _ = segmenter.compare(batch.image, batch.size, maps)
+            predictions, tables, *_ = segmenter.compare(batch.image, batch.size, maps)
             for example, prediction, table in zip(examples, predictions, tables, strict=False):
                 truth = segments_info(example, segmenter.categories)
                 quality.add(table, truth, prediction.segments_info, example.image_id)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8, Int32, UInt8
 
 from detr_jax.inference.fusion import DeviceRules, Pairs, fuse, list_pairs, surviving_queries
+from detr_jax.inference.query_masks import pack_masks
 from detr_jax.inference.voting import joint_histogram
 from detr_jax.models import detr
 from detr_jax.models.detr import Detr, Params
@@ -97,15 +98,31 @@ def segment(
       kinds: Kind of each class, see `fusion.kinds_of_classes`.
       rules: Thresholds of the fusion.
     """
+    return _segment(model, pairs_per_round, False, params, images, size, resizing, kinds, rules)[0]
+
+
+def _segment(
+    model: Detr,
+    pairs_per_round: int,
+    all_masks: bool,
+    params: Params,
+    images: UInt8[Array, "batch height width 3"],
+    size: Int[Array, "batch 2"],
+    resizing: Resizing,
+    kinds: Int8[Array, " categories"],
+    rules: DeviceRules,
+) -> tuple[Segments, Pairs, Float[Array, "padded_pairs mask_height mask_width"]]:
+    """`segment`, with the mask logits of all pairs or, unless `all_masks`, of those that survive."""
     outputs = detr.detect(model, params, images, size)
     logits, boxes = outputs.logits[-1], outputs.boxes[-1]
     survivors = surviving_queries(logits, kinds, rules.threshold)
     pairs = list_pairs(survivors.survives)
-    mask_logits = predict_first_masks(model, params, outputs.features, size, pairs, pairs_per_round)
+    count = jnp.int32(len(pairs.image)) if all_masks else pairs.survivors
+    mask_logits = predict_first_masks(model, params, outputs.features, size, pairs, count, pairs_per_round)
     fused = fuse(mask_logits, pairs, survivors, kinds, size, *resizing, rules)
     # Queries with class logits that are not finite never survive.
     lost = ~survivors.finite | (survivors.survives & ~fused.finite)
-    return Segments(
+    segments = Segments(
         fused.canvas,
         survivors.classes,
         survivors.scores,
@@ -115,11 +132,13 @@ def segment(
         logits,
         boxes,
     )
+    return segments, pairs, mask_logits
 
 
 def segment_and_compare(
     model: Detr,
     pairs_per_round: int,
+    all_masks: bool,
     params: Params,
     images: UInt8[Array, "batch height width 3"],
     size: Int[Array, "batch 2"],
@@ -127,12 +146,15 @@ def segment_and_compare(
     kinds: Int8[Array, " categories"],
     rules: DeviceRules,
     truth: TrueMaps,
-) -> tuple[Segments, Int32[Array, "batch true_segments segments"]]:
+) -> tuple[
+    Segments, Int32[Array, "batch true_segments segments"], UInt8[Array, "batch _ packed_height width"]
+]:
     """Segments a batch of images, and counts the pixels that true and predicted segments share.
 
     Args:
       model: Detector and mask head.
       pairs_per_round: Number of masks that the mask head predicts at a time.
+      all_masks: Whether the masks of all queries are returned, which takes longer.
       params: Parameters of the model.
       images: RGB images, top-left aligned.
       size: Valid height and width of each image, in pixels.
@@ -142,17 +164,24 @@ def segment_and_compare(
       truth: Annotated maps.
 
     Returns:
-      The predictions, and a table of pixel counts per image. Row k is the true segment k, column k the
-      predicted one; 0 is void. Zero rows and columns pad the table.
+      The predictions; a table of pixel counts per image, where row k is the true segment k, column k the
+      predicted one, and 0 is void; and the masks of all queries, eight rows in a byte, see `pack_masks`, or
+      of none. Zero rows and columns pad the table.
     """
-    segments = segment(model, pairs_per_round, params, images, size, resizing, kinds, rules)
+    segments, pairs, mask_logits = _segment(
+        model, pairs_per_round, all_masks, params, images, size, resizing, kinds, rules
+    )
+    if all_masks:
+        masks = pack_masks(mask_logits, pairs, size, images.shape[1:3], pairs_per_round)
+    else:
+        masks = jnp.zeros((len(images), 0, 0, images.shape[2]), jnp.uint8)
     shape = TRUE_SEGMENTS, segments.visible.shape[1] + 1
 
     def compare(arguments: tuple[Array, TrueMaps]) -> Array:
         canvas, true = arguments
         return joint_histogram(canvas, true.rows, true.columns, true.segments, true.sizes, shape)
 
-    return segments, jax.lax.map(compare, (segments.canvas, truth))
+    return segments, jax.lax.map(compare, (segments.canvas, truth)), masks
 
 
 def predict_first_masks(
@@ -161,11 +190,12 @@ def predict_first_masks(
     features: Features,
     size: Int[Array, "batch 2"],
     pairs: Pairs,
+    count: Int32[Array, ""],
     pairs_per_round: int,
 ) -> Float[Array, "padded_pairs height width"]:
-    """Mask logits of the pairs that survive, `pairs_per_round` at a time.
+    """Mask logits of the first pairs of a list, `pairs_per_round` at a time.
 
-    The number of rounds depends on the number of survivors, which is known at run time only.
+    The number of rounds may depend on the number of survivors, which is known at run time only.
 
     Args:
       model: Detector and mask head.
@@ -173,11 +203,12 @@ def predict_first_masks(
       features: Features of the images, from `detr.detect`.
       size: Valid height and width of each image, in pixels.
       pairs: Pairs of the batch, survivors first.
+      count: Number of pairs.
       pairs_per_round: Number of pairs in a round.
 
     Returns:
       Mask logits at a quarter of the resolution, float32, in the order of the pairs, padded to a multiple of
-      `pairs_per_round`; zero for all rounds after that of the last survivor.
+      `pairs_per_round`; zero for all rounds after that of the last pair.
     """
 
     def mask_head() -> MaskHead:
@@ -196,4 +227,4 @@ def predict_first_masks(
 
     shape = features.pyramid[-1].shape[1:3]
     blank = jnp.zeros((length, *shape), jnp.float32)
-    return jax.lax.fori_loop(0, ceil_div(pairs.survivors, pairs_per_round), predict_round, blank)
+    return jax.lax.fori_loop(0, ceil_div(count, pairs_per_round), predict_round, blank)

@@ -13,6 +13,7 @@ from detr_jax.data.example import Category
 from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.inference.fusion import FusionRules, kinds_of_classes
 from detr_jax.inference.original_sizes import axes_of, resizing, true_maps
+from detr_jax.inference.query_masks import QueryMasks
 from detr_jax.inference.segmentation_program import (
     Segments,
     segment,
@@ -40,11 +41,28 @@ class QueryOutputs(NamedTuple):
     boxes: Float32[np.ndarray, "batch queries 4"]
 
 
+class Comparison(NamedTuple):
+    """Panoptic segmentations of a batch, and their overlaps with annotated maps.
+
+    Attributes:
+      segmentations: One per image, its map still on a device.
+      overlaps: The table of `DeviceSegmentation.overlaps` for each annotated map.
+      outputs: Outputs of all queries.
+      masks: Masks of all queries of each image; empty if they were not asked for.
+    """
+
+    segmentations: list[DeviceSegmentation]
+    overlaps: list[Int32[np.ndarray, "true_segments segments"]]
+    outputs: QueryOutputs
+    masks: list[QueryMasks]
+
+
 class _Programs(NamedTuple):
     """The programs of a model, as functions of (params, ...), which outlive any parameters."""
 
     segment: Callable[..., Any]
     compare: Callable[..., Any]
+    compare_with_masks: Callable[..., Any]
     detect: Callable[..., Any]
     predict_masks: Callable[..., Any]
 
@@ -168,18 +186,16 @@ class Segmenter:
         images: UInt8[np.ndarray, "batch height width 3"],
         size: Int[np.ndarray, "batch 2"],
         segment_maps: Sequence[UInt8[np.ndarray, "_ _"]],
-    ) -> tuple[list[DeviceSegmentation], list[Int32[np.ndarray, "true_segments segments"]], QueryOutputs]:
-        """Panoptic segmentations of a batch, and their overlaps with annotated maps.
+        all_masks: bool = False,
+    ) -> Comparison:
+        """Panoptic segmentations of a batch, and their overlaps with annotated maps. One program does it all.
 
         Args:
           images: RGB images, top-left aligned.
           size: Valid height and width of each image, in pixels.
           segment_maps: Segment numbers of the annotated maps at the original sizes, 0 is void; missing for
             images that pad the batch.
-
-        Returns:
-          One segmentation per image, its map still on a device; the table of `DeviceSegmentation.overlaps`
-          for each of `segment_maps`; and the outputs of all queries.
+          all_masks: Whether to predict the masks of all queries as well, in another program.
 
         Raises:
           UserError: The batch size is not divisible by the number of devices.
@@ -190,13 +206,18 @@ class Segmenter:
         fits = np.all(orig_size <= images.shape[1:3], axis=1)
         truth = parallel.shard(true_maps(images.shape[:3], size, segment_maps, fits), self.devices)
         arguments = self._arguments(images, size, orig_size, None)
-        segments, tables = self._programs.compare(*arguments, truth)
+        program = self._programs.compare_with_masks if all_masks else self._programs.compare
+        segments, tables, packed = program(*arguments, truth)
         found, outputs = self._results(segments, size, orig_size)
         counted = list(parallel.on_host(tables)[: len(segment_maps)])
         for index, segment_map in enumerate(segment_maps):
             if not fits[index]:  # it is larger than the input of the model
                 counted[index] = found[index].overlaps(segment_map, int(segment_map.max()))
-        return found, counted, outputs
+        masks = [
+            QueryMasks(image, (int(height), int(width)))
+            for image, (height, width) in zip(parallel.on_host(packed), size, strict=True)
+        ]
+        return Comparison(found, counted, outputs, masks if all_masks else [])
 
     def _arguments(
         self,
@@ -255,11 +276,11 @@ def _compiled_programs(model: Detr, devices: tuple[jax.Device, ...] | None) -> _
     per_round = _PAIRS_PER_ROUND_ON_CPU if platform == "cpu" else PAIRS_PER_ROUND
     # Kinds of classes and rules are the same on all devices.
     axes = (0, 0, 0, 0, None, None)
+    compare = functools.partial(segment_and_compare, model, per_round)
     return _Programs(
         parallel.per_device(functools.partial(segment, model, per_round), devices, in_axes=axes),
-        parallel.per_device(
-            functools.partial(segment_and_compare, model, per_round), devices, in_axes=(*axes, 0)
-        ),
+        parallel.per_device(functools.partial(compare, False), devices, in_axes=(*axes, 0)),
+        parallel.per_device(functools.partial(compare, True), devices, in_axes=(*axes, 0)),
         parallel.per_device(functools.partial(detect_last_layer, model), devices),
         parallel.per_device(functools.partial(detr.predict_masks, model), devices),
     )

@@ -125,7 +125,7 @@ def test_overlaps_with_annotated_maps_are_those_of_the_fetched_map(segmenter, pi
     rng = np.random.default_rng(1)
     # The first map is smaller than the input of the model, the second larger.
     maps = [rng.integers(0, 256, shape).astype(np.uint8) for shape in ((31, 57), (90, 61))]
-    predictions, tables, _ = segmenter.compare(pictures, SIZE, maps)
+    predictions, tables, *_ = segmenter.compare(pictures, SIZE, maps)
     for segment_map, prediction, table in zip(maps, predictions, tables, strict=True):
         found = prediction.fetch().segment_map
         assert found.shape == segment_map.shape

@@ -102,7 +102,7 @@ def inference_programs(dtype):
     masks = per_device(functools.partial(detr.predict_masks, model))
     arguments = (params, outputs.features, *shapes((size, np.zeros((1, 16, 2), np.int32))))
     yield masks, arguments
-    compare = functools.partial(segment_and_compare, model, 16)
+    compare = functools.partial(segment_and_compare, model, 16, True)
     resizing = Resizing(np.zeros((1, 2, 64), np.int32), np.zeros((1, 2, 96), np.int32))
     kinds, rules = np.ones((1, model.num_classes), np.int8), FusionRules.from_config(config.eval).for_device()
     rules = jax.tree.map(lambda x: x[None], rules)
