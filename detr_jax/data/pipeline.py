@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 
 import jax
+import numpy as np
 from grain import DatasetIterator
 from ml_collections import ConfigDict
 
 from detr_jax.data.batch_plan import ProcessShare
-from detr_jax.data.batches import Batch, eval_batches, train_batches
+from detr_jax.data.batches import Batch, eval_batches, image_name, train_batches
 from detr_jax.data.example import Category, Example, Source
-from detr_jax.data.image_files import ImageRules
+from detr_jax.data.image_files import ImageRules, check_size
 from detr_jax.data.transforms import EvalTransform, TrainTransform
 from detr_jax.errors import UserError
 
@@ -62,9 +63,11 @@ def train_data(source: Source, config: ConfigDict) -> DatasetIterator[Batch]:
       An iterator whose position can be saved and restored, see `train_batches`.
 
     Raises:
-      UserError: The batch size or the static shapes do not fit the data, see `train_batches`.
+      UserError: The batch size or the static shapes do not fit the data, see `train_batches`; or an image has
+        more pixels than `data.max_pixels`.
     """
     data = config.data
+    _check_pixels(source, data)
     return train_batches(
         source,
         batch_size=config.batch_size,
@@ -112,8 +115,9 @@ def check_eval_data(source: Source, config: ConfigDict, training: Source | None 
       training: Training images of the run, if it trains.
 
     Raises:
-      UserError: There are no images or no categories, no static shape holds an image, the batch size does not
-        suit the processes, or the categories are not those of `training`.
+      UserError: There are no images or no categories, no static shape holds an image, an image has more
+        pixels than `data.max_pixels`, the batch size does not suit the processes, or the categories are not
+        those of `training`.
     """
     where = f"data.eval_split={config.data.eval_split!r}"
     if not source.categories:
@@ -122,7 +126,18 @@ def check_eval_data(source: Source, config: ConfigDict, training: Source | None 
         raise UserError(f"{where} has no images. Name another split with --config.data.eval_split.")
     if training is not None:
         _check_same_categories(training.categories, source.categories, config.data)
+    _check_pixels(source, config.data)
     eval_data(source, config)  # plans every batch, and loads none before the first is asked for
+
+
+def _check_pixels(source: Source, config: ConfigDict) -> None:
+    """Finds images that would be refused when they are read, since their listed size is above the limit."""
+    rules = ImageRules.from_config(config)
+    too_large = np.flatnonzero(source.sizes.astype(np.int64).prod(1) > rules.max_pixels)
+    if len(too_large):
+        index = int(too_large[0])
+        height, width = source.sizes[index].tolist()
+        check_size(width, height, image_name(source, index), rules)
 
 
 def _check_same_categories(

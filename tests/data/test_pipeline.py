@@ -131,6 +131,25 @@ def test_names_an_image_that_no_evaluation_shape_holds(coco_folder):
         check_eval_data(source, config)
 
 
+def test_names_an_image_with_more_pixels_than_allowed(coco_folder):
+    source, config = _open(coco_folder, max_pixels=4000)  # the images are 64 x 64
+    message = r"shapes_train_00000\d\.png \(image 0\) is 64 x 64 .*, more than the limit of 4000 pixels"
+    with pytest.raises(UserError, match=message):
+        check_eval_data(source, config)
+    with pytest.raises(UserError, match=message):
+        train_data(source, config)
+
+
+def test_names_an_image_with_too_many_segments(coco_folder):
+    path = coco_folder / "annotations" / "panoptic_val2017.json"
+    content = json.loads(path.read_text())
+    segments = content["annotations"][2]["segments_info"]
+    segments += [{**segments[0], "id": 1000 + number} for number in range(256 - len(segments))]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="image 98: 256 segments; at most 255 per image are supported"):
+        _open(coco_folder)
+
+
 def test_names_an_empty_evaluation_set(coco_folder):
     path = coco_folder / "annotations" / "panoptic_val2017.json"
     content = json.loads(path.read_text())
