@@ -1,69 +1,175 @@
-"""Shows how far a long job is: a live line on a terminal, a line now and then in a log."""
+"""Shows how far a job is: live lines on a terminal, plain lines in a log.
 
+Training, evaluation, prediction and compilation all report here, so that the lines of a job within another,
+such as an evaluation while training, appear below those of the other. Only process 0 shows anything.
+"""
+
+import contextlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+import jax
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
+from detr_jax.runtime.rates import Rate, leave_out, time_text
 from detr_jax.runtime.reporting import log
 
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-Advance = Callable[[], None]  # counts one more item as done
+class Advance(Protocol):
+    """Counts items as done."""
+
+    def __call__(self, count: int = 1, /) -> None:
+        """Counts `count` more items as done."""
 
 
-@contextmanager
-def progress(unit: str, total: int) -> Iterator[Advance]:
+class Lines(Progress):
+    """The live lines: a bar per job, losses of the training, and what is compiling."""
+
+    def __init__(self, console: Console):
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}"),
+        )
+        self.losses = ""
+        self.compiles: tuple[str, float] | None = None
+        super().__init__(*columns, console=console, refresh_per_second=4)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The lines from top to bottom."""
+        yield from super().get_renderables()
+        lines = [self.losses]
+        if self.compiles is not None:
+            what, since = self.compiles
+            lines.append(f"compiling {what}, {time_text(time.monotonic() - since)}")
+        for line in filter(None, lines):
+            yield Text(line, no_wrap=True, overflow="ellipsis")
+
+
+_jobs = 0  # within each other
+_lines: Lines | None = None  # of the outermost job, on a terminal
+
+
+@contextlib.contextmanager
+def job() -> Iterator[Lines | None]:
+    """The block of a job. The outermost one starts live lines, if the output is a terminal.
+
+    Yields:
+      The live lines; None in a log.
+    """
+    global _jobs, _lines
+    console = Console()
+    if _jobs == 0 and console.is_terminal and jax.process_index() == 0:
+        _lines = Lines(console)
+        _lines.start()
+    _jobs += 1
+    try:
+        yield _lines
+    finally:
+        _jobs -= 1
+        if _jobs == 0 and _lines is not None:
+            _lines.stop()
+            _lines = None
+
+
+@contextlib.contextmanager
+def progress(unit: str, total: int, name: str = "") -> Iterator[Advance]:
     """Shows progress within its block.
 
     Args:
       unit: What is counted, in the plural, such as "images".
       total: Number of items.
+      name: Name of the job, such as "evaluation".
 
     Yields:
-      A function to call for each item that is done. Lines that are logged appear above the live line.
+      A function to call for items that are done. Lines that are logged appear above the live lines.
     """
-    console = Console()
-    if console.is_terminal:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit}, {{task.fields[rate]}}"))
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as live:
-            task = live.add_task(unit, total=total, rate="0.0/s")
-            count = _Count(unit, total)
+    with job() as lines:
+        count = _Count(unit, total, name)
+        if lines is None:
+            yield count.advance_and_log
+            return
+        task = lines.add_task(name, total=total, text="")
 
-            def advance() -> None:
-                count.done += 1
-                live.update(task, advance=1, rate=f"{count.rate():.1f}/s")
+        def advance(items: int = 1, /) -> None:
+            count.advance(items)
+            lines.update(task, completed=count.done, text=count.text())
 
+        try:
             yield advance
+        finally:
+            if _jobs > 1:
+                lines.remove_task(task)
+
+
+@contextlib.contextmanager
+def compiling(what: str) -> Iterator[None]:
+    """Shows what is compiling within the block of a job. The rates of the job leave out this time.
+
+    Args:
+      what: Name of the program and what it is compiled for.
+    """
+    if _jobs == 0:
+        yield
+        return
+    since, lines = time.monotonic(), _lines
+    if lines is None:
+        log(f"compiling {what}")
     else:
-        yield _Count(unit, total).advance_and_log
+        lines.compiles = what, since
+    try:
+        yield
+    finally:
+        leave_out(time.monotonic() - since)
+        if lines is not None:
+            lines.compiles = None
+
+
+class FirstCalls:
+    """Shows the compilation of a program, which takes place in the first call for each shape."""
+
+    def __init__(self) -> None:
+        """Starts without calls."""
+        self._called: set[str] = set()
+
+    def __call__(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """The block in which a program is called.
+
+        Args:
+          what: Name of the program and what it is compiled for.
+        """
+        if what in self._called:
+            return contextlib.nullcontext()
+        self._called.add(what)
+        return compiling(what)
 
 
 class _Count:
-    def __init__(self, unit: str, total: int):
-        self.unit, self.total, self.done = unit, total, 0
-        self._start = self._logged = time.monotonic()
+    def __init__(self, unit: str, total: int, name: str):
+        self.unit, self.total, self.name, self.done = unit, total, name, 0
+        self._rate, self._logged = Rate(), time.monotonic()
+        self._rate.restart(0)
 
-    def rate(self) -> float:
-        """Items per second since the start."""
-        return self.done / max(time.monotonic() - self._start, 1e-9)
+    def advance(self, items: int = 1, /) -> None:
+        """Counts items."""
+        self.done += items
+        self._rate.add(self.done)
 
-    def advance_and_log(self) -> None:
-        """Counts an item, and logs a line if the last one is long ago."""
-        self.done += 1
-        if time.monotonic() - self._logged < _SECONDS_BETWEEN_LINES:
-            return
-        self._logged = time.monotonic()
-        left = timedelta(seconds=round((self.total - self.done) / self.rate()))
-        log(f"{self.done}/{self.total} {self.unit}, {self.rate():.1f}/s, {left} left")
+    def advance_and_log(self, items: int = 1, /) -> None:
+        """Counts items, and logs a line if the last one is long ago."""
+        self.advance(items)
+        if time.monotonic() - self._logged >= _SECONDS_BETWEEN_LINES:
+            self._logged = time.monotonic()
+            log(f"{self.name}: {self.text()}" if self.name else self.text())
+
+    def text(self) -> str:
+        """How many are done, the rate and the time left."""
+        done, rate = f"{self.done}/{self.total} {self.unit}", self._rate.per_second()
+        if rate is None:
+            return done
+        return f"{done}, {rate:.1f}/s, {time_text((self.total - self.done) / rate)} left"

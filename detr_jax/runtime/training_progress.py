@@ -1,0 +1,90 @@
+"""What a training shows of itself: a live line on a terminal, plain lines in a log."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+
+from detr_jax.runtime.progress import Lines, job
+from detr_jax.runtime.rates import Rate, time_text, work_seconds
+from detr_jax.runtime.reporting import log
+
+# The losses that are shown, in order; the others are in metrics.jsonl.
+SHOWN_LOSSES = ("loss", "loss_mask", "loss_dice", "loss_ce", "loss_bbox", "loss_giou")
+
+
+class TrainingProgress:
+    """Shows how far a training is, with the time that its evaluations will take."""
+
+    def __init__(self, total: int, batch_size: int, images_to_evaluate: Callable[[int], int]):
+        """Shows nothing yet.
+
+        Args:
+          total: Number of steps of the run.
+          batch_size: Number of images in a global batch, over all processes.
+          images_to_evaluate: Returns how many images the evaluations after a step use.
+        """
+        self._total, self._batch_size, self._images_to_evaluate = total, batch_size, images_to_evaluate
+        self._rate = Rate()
+        self._seconds_per_evaluated_image: float | None = None
+        self._lines: Lines | None = None
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """The block of the training, within which there are live lines on a terminal."""
+        with job() as self._lines:
+            if self._lines is not None:
+                self._task = self._lines.add_task("training", total=self._total, text="")
+            yield
+
+    def restart(self, step: int) -> None:
+        """Starts measuring the rate after `step` steps, when other work than training is over."""
+        self._rate.restart(step)
+
+    def after_step(self, step: int) -> None:
+        """Shows that `step` steps are done."""
+        self._rate.add(step)
+        if self._lines is not None:
+            self._lines.update(self._task, completed=step, text=self._text(step))
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> float | None:
+        """Shows the losses, in a log together with how far the training is.
+
+        Args:
+          step: Number of steps so far.
+          metrics: Training metrics by name.
+
+        Returns:
+          Images per second; None if not measured yet.
+        """
+        losses = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN_LOSSES if name in metrics)
+        if self._lines is None:
+            done, *rest = self._text(step).split("  ")
+            log("  ".join(filter(None, [f"step {done}", losses, *rest])))
+        else:
+            self._lines.losses = losses
+        return self._images_per_second()
+
+    @contextlib.contextmanager
+    def evaluation(self, images: int, step: int) -> Iterator[None]:
+        """The block of an evaluation, whose time tells that of later ones.
+
+        Args:
+          images: Number of images.
+          step: Number of steps so far.
+        """
+        since = work_seconds()
+        yield
+        self._seconds_per_evaluated_image = (work_seconds() - since) / images
+        self.restart(step)
+
+    def _images_per_second(self) -> float | None:
+        rate = self._rate.per_second()
+        return None if rate is None else rate * self._batch_size
+
+    def _text(self, step: int) -> str:
+        done, rate = f"{step}/{self._total}", self._images_per_second()
+        if rate is None:
+            return done
+        # Before the first evaluation, a guess: an image takes as long as in training.
+        each = self._seconds_per_evaluated_image or 1 / rate
+        left = (self._total - step) * self._batch_size / rate + self._images_to_evaluate(step) * each
+        return f"{done}  {rate:.1f} images/s  {time_text(left)} left"
