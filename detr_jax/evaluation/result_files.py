@@ -1,9 +1,11 @@
 """Reads panoptic result files of any origin: a COCO panoptic JSON file and the folder of its PNGs."""
 
 import re
+import reprlib
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from detr_jax.config_rules import shortened
 from detr_jax.data.annotation_fields import Field, field_problem, file_name_problem, read_json
 from detr_jax.data.categories import from_json, is_flag
 from detr_jax.data.example import Category
@@ -11,7 +13,10 @@ from detr_jax.data.listed_files import check_usable
 from detr_jax.data.segment_maps import MAX_SEGMENT_ID
 from detr_jax.errors import MissingFileError, UserError
 
-_INTEGER = Field("integer", lambda values: set(map(type, values)) <= {int})
+_INTEGER = Field(
+    "integer of 64 bits",
+    lambda values: set(map(type, values)) <= {int} and all(abs(value) < 2**63 for value in values),
+)
 _ID = Field(
     f"integer from 1 to {MAX_SEGMENT_ID}",
     lambda values: set(map(type, values)) <= {int} and all(0 < value <= MAX_SEGMENT_ID for value in values),
@@ -67,8 +72,11 @@ def read_result_files(path: str | Path, png_folder: str | Path | None = None) ->
             f'{json_file} has no list "annotations", so it is not a COCO panoptic file (the format is '
             "described at https://cocodataset.org/#format-results)"
         )
+    listed = content.get("categories") or []
+    if not isinstance(listed, list):
+        raise UserError(f'{json_file}: "categories" is no list')
     try:
-        categories = from_json(content.get("categories") or ())
+        categories = from_json(listed)
     except UserError as error:
         raise UserError(f"{json_file}: {error}") from error
     annotations: dict[int, dict[str, Any]] = {}
@@ -131,8 +139,8 @@ def matched_ids(predictions: ResultFiles, ground_truth: ResultFiles) -> dict[int
         name = true_names.get(missing[0], ground_truth.annotations[missing[0]]["file_name"])
         raise UserError(
             f"{predictions.json} lacks {len(missing)} of the {len(ground_truth.annotations)} images of "
-            f"{ground_truth.json}, such as image {missing[0]} ({name}). An image without segments needs an "
-            "entry, too, with an empty list of segments and a black PNG."
+            f"{ground_truth.json}, such as image {missing[0]} ({shortened(name)}). An image without segments "
+            "needs an entry, too, with an empty list of segments and a black PNG."
         )
     return found
 
@@ -149,7 +157,7 @@ def differing_categories(predictions: ResultFiles, ground_truth: ResultFiles) ->
 
 
 def _describe(category: Category) -> str:
-    return f"the {'thing' if category.isthing else 'stuff'} {category.name!r}"
+    return f"the {'thing' if category.isthing else 'stuff'} {reprlib.repr(category.name)}"
 
 
 def _find_json(path: Path) -> Path:
@@ -187,7 +195,7 @@ def _check_annotation(entry: Any, where: str) -> None:
     if problem := field_problem(entry, _ANNOTATION):
         raise UserError(f"{where}: {problem}")
     if problem := file_name_problem(entry["file_name"]):
-        raise UserError(f"{where}: the name {entry['file_name']!r} {problem}")
+        raise UserError(f"{where}: the name {reprlib.repr(entry['file_name'])} {problem}")
     used: set[int] = set()
     for info in entry["segments_info"]:
         if problem := field_problem(info, _SEGMENT):

@@ -28,6 +28,7 @@ from detr_jax.data.coco_check import check_folder
 from detr_jax.data.images import display_size, read_image
 from detr_jax.data.shapes import Shapes, export
 from detr_jax.errors import UserError
+from detr_jax.evaluation.file_evaluation import evaluate_files
 from detr_jax.inference.predictor import Predictor
 from detr_jax.models.detr import build_model, init_params
 from detr_jax.runtime.reporting import Reporter
@@ -97,6 +98,18 @@ def annotations(folder: Path, part: str) -> Reader:
     if part == "json":
         return Reader([folder / "annotations" / "panoptic_train.json"], mutate_json_text, read)
     return Reader(sorted((folder / f"{part}train").glob("*")), mutate_bytes, read)
+
+
+def result_files(folder: Path) -> Reader:
+    """Panoptic result files: predictions and ground truth, both changed."""
+    export(folder / "truth", 2, "test", 64, 0)
+    export(folder / "predictions", 2, "test", 64, 0)
+
+    def read(file: Path) -> None:
+        quality = evaluate_files(folder / "predictions", folder / "truth")["panoptic"]["All"]["pq"]
+        assert quality is None or 0 <= quality <= 1
+
+    return Reader(sorted(folder.glob("*/annotations/*.json")), mutate_json_text, read)
 
 
 def category_lists(folder: Path) -> Reader:
@@ -233,6 +246,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "panoptic_json": lambda folder: annotations(folder, "json"),
     "panoptic_png": lambda folder: annotations(folder, "panoptic_"),
     "panoptic_image": lambda folder: annotations(folder, ""),
+    "result_files": result_files,
     "categories": category_lists,
     "config": configs,
     "safetensors": lambda folder: checkpoint_files(folder, ".safetensors"),
