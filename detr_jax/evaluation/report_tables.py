@@ -155,7 +155,7 @@ def scrolling(label: str, content: str) -> str:
       label: Name for screen readers.
       content: HTML.
     """
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">{content}</div>'
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(label)}">{content}</div>'
 
 
 def class_bars(counts: Float64[np.ndarray, "categories 4"], categories: Sequence[Category]) -> str:
