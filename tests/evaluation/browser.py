@@ -33,7 +33,7 @@ def chromium(folder):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         port = Path(folder, "DevToolsActivePort")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not (port.exists() and port.read_text().strip()):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"Chromium did not start (exit status {process.poll()})")
@@ -55,7 +55,7 @@ class Tab:
         message = {"id": self.number, "method": method, "params": parameters}
         await self.connection.write_message(json.dumps(message))
         while True:
-            found = json.loads(await asyncio.wait_for(self.connection.read_message(), 60))
+            found = json.loads(await asyncio.wait_for(self.connection.read_message(), 120))
             if found.get("id") == self.number:
                 if "error" in found:
                     raise RuntimeError(f"{method}: {found['error']}")
