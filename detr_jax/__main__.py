@@ -110,7 +110,8 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Prints scores of evaluated runs, and their differences to the first run with 95% intervals."""
-    from detr_jax.evaluation.compare_runs import compare_runs, print_comparison, read_run, write_comparison
+    from detr_jax.evaluation.compare_runs import compare_runs, read_run
+    from detr_jax.evaluation.comparison_table import print_comparison, write_comparison
 
     comparison = compare_runs([read_run(run) for run in options.runs], options.resamples, options.seed)
     print_comparison(comparison)

@@ -7,7 +7,6 @@ image, however different the images are. It does not contain the variation betwe
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from detr_jax.data.categories import from_json
 from detr_jax.data.example import Category
@@ -25,14 +21,11 @@ from detr_jax.errors import MissingFileError, UserError
 from detr_jax.evaluation.evaluated_image import EvaluatedImage, read_images
 from detr_jax.evaluation.quality_counts import image_counts, mean_over_classes, qualities
 from detr_jax.evaluation.segment_outcomes import segment_outcomes
-from detr_jax.runtime.files import write_bytes
 
 _AGAIN = "evaluate the run again with --mode=eval"
 # Resamples whose scores are computed together, to bound memory.
 _BLOCK = 200
-_MIN_COLUMNS = 100  # width of the table in characters where no terminal limits it
 METRICS = ("PQ", "SQ", "RQ", "PQ things", "SQ things", "RQ things", "PQ stuff", "SQ stuff", "RQ stuff")
-_SHOWN = ("PQ", "SQ", "RQ", "PQ things", "PQ stuff")
 
 
 class EvaluatedRun(NamedTuple):
@@ -66,6 +59,20 @@ class Score(NamedTuple):
     interval: tuple[float, float] | None = None
 
 
+class ClassScores(NamedTuple):
+    """PQ of a category in each run.
+
+    Attributes:
+      id: Id of the category.
+      name: Its name.
+      scores: Its PQ in each run.
+    """
+
+    id: int
+    name: str
+    scores: list[Score]
+
+
 class Comparison(NamedTuple):
     """Scores of several runs on the same images.
 
@@ -74,12 +81,14 @@ class Comparison(NamedTuple):
       images: Number of images.
       resamples: Number of bootstrap samples.
       scores: Score of each run, by metric: those of `METRICS`, "box AP" and "mask AP".
+      classes: PQ of every category.
     """
 
     runs: list[str]
     images: int
     resamples: int
     scores: dict[str, list[Score]]
+    classes: list[ClassScores]
 
 
 def read_run(folder: str | Path) -> EvaluatedRun:
@@ -137,75 +146,22 @@ def compare_runs(runs: Sequence[EvaluatedRun], resamples: int = 2000, seed: int 
         counts.append(image_counts(*outcomes, len(run.images), len(categories)))
     values = [_scores(one.sum(0)[None], isthing)[0] for one in counts]
     sampled = _resampled(counts, isthing, resamples, seed)
-    scores: dict[str, list[Score]] = {}
-    for column, metric in enumerate(METRICS):
-        scores[metric] = [_beside(values, sampled, number, column) for number in range(len(runs))]
+    columns = [
+        [_beside(values, sampled, number, column) for number in range(len(runs))]
+        for column in range(len(METRICS) + len(categories))
+    ]
+    scores = dict(zip(METRICS, columns[: len(METRICS)], strict=True))
+    classes = [
+        ClassScores(category.id, category.name, of_class)
+        for category, of_class in zip(categories, columns[len(METRICS) :], strict=True)
+    ]
     for kind in ("box", "mask"):
         precisions = [_precision(run, kind) for run in runs]
         scores[f"{kind} AP"] = [
             Score(value, _minus(value, precisions[0]) if number else None)
             for number, value in enumerate(precisions)
         ]
-    return Comparison([run.name for run in runs], len(runs[0].images), resamples, scores)
-
-
-def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Prints scores, differences to the first run and their intervals, in percent.
-
-    Args:
-      comparison: What to print.
-      console: Where to print it; by default standard output.
-    """
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _MIN_COLUMNS)
-    names = _short_names(comparison.runs)
-    table = Table(title=f"{comparison.images:,} images", title_justify="left")
-    table.add_column("")
-    table.add_column("run", overflow="fold")
-    for heading in ("score", "difference", "95% interval"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for metric in (*_SHOWN, "box AP", "mask AP"):
-        scores = comparison.scores[metric]
-        if all(score.value is None for score in scores):
-            continue
-        for number, (name, score) in enumerate(zip(names, scores, strict=True)):
-            interval = (
-                ""
-                if score.interval is None
-                else "{:+.1f} to {:+.1f}".format(*(100 * limit for limit in score.interval))
-            )
-            difference = "" if score.difference is None else f"{100 * score.difference:+.1f}"
-            value = "-" if score.value is None else f"{100 * score.value:.1f}"
-            table.add_row(metric if number == 0 else "", Text(name), value, difference, interval)
-        table.add_section()
-    console.print(table)
-    console.print(
-        f"Differences to the first run, in points; intervals from {comparison.resamples:,} resamples of the "
-        "images. An interval that excludes 0 is more than the choice of images explains."
-    )
-
-
-def write_comparison(path: str | Path, comparison: Comparison) -> None:
-    """Writes a comparison as JSON.
-
-    Args:
-      path: File to write.
-      comparison: What to write.
-
-    Raises:
-      UserError: The file cannot be written.
-    """
-    scores = {metric: [score._asdict() for score in scores] for metric, scores in comparison.scores.items()}
-    content = json.dumps({**comparison._asdict(), "scores": scores}, indent=2, allow_nan=False)
-    write_bytes(path, f"{content}\n".encode())
-
-
-def _short_names(runs: Sequence[str]) -> list[str]:
-    """The names without the folders that all of them share."""
-    paths = [os.path.abspath(run) for run in runs]
-    names = [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
-    return list(runs) if "." in names else names
+    return Comparison([run.name for run in runs], len(runs[0].images), resamples, scores, classes)
 
 
 def _check_comparable(first: EvaluatedRun, other: EvaluatedRun) -> None:
@@ -241,11 +197,12 @@ def _first_difference(ids: list[int], others: list[int], names: tuple[str, str])
 
 def _scores(
     counts: Float64[np.ndarray, "samples categories 4"], isthing: np.ndarray
-) -> Float64[np.ndarray, "samples metrics"]:
-    """The values of `METRICS`."""
+) -> Float64[np.ndarray, "samples columns"]:
+    """The values of `METRICS`, and the PQ of every category."""
     quality = qualities(counts)
     groups = (np.ones_like(isthing), isthing, ~isthing)
-    return np.concatenate([mean_over_classes(quality[:, group]) for group in groups], -1)
+    means = [mean_over_classes(quality[:, group]) for group in groups]
+    return np.concatenate([*means, quality[:, :, 0]], -1)
 
 
 def _resampled(
@@ -253,7 +210,7 @@ def _resampled(
     isthing: np.ndarray,
     resamples: int,
     seed: int,
-) -> Float64[np.ndarray, "runs samples metrics"]:
+) -> Float64[np.ndarray, "runs samples columns"]:
     """Scores of every run on samples of the images, which are the same for all runs."""
     images = len(counts[0])
     rng = np.random.default_rng(seed)
@@ -263,12 +220,12 @@ def _resampled(
         weights: Int64[np.ndarray, "samples images"] = rng.multinomial(images, [1 / images] * images, size)
         sums = [(weights.astype(np.float64) @ one.reshape(images, -1)).reshape(size, -1, 4) for one in counts]
         blocks.append(np.stack([_scores(one, isthing) for one in sums]))
-    return np.concatenate(blocks, 1) if blocks else np.zeros((len(counts), 0, len(METRICS)))
+    return np.concatenate(blocks, 1) if blocks else np.zeros((len(counts), 0, len(METRICS) + len(isthing)))
 
 
 def _beside(
-    values: Sequence[Float64[np.ndarray, " metrics"]],
-    sampled: Float64[np.ndarray, "runs samples metrics"],
+    values: Sequence[Float64[np.ndarray, " columns"]],
+    sampled: Float64[np.ndarray, "runs samples columns"],
     number: int,
     column: int,
 ) -> Score:

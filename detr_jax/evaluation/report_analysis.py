@@ -134,14 +134,16 @@ def summary_of(analysis: Analysis, categories: Sequence[Category], images: int) 
     lost = analysis.losses["All"]
     if math.isnan(lost.quality):
         return f"{number_of(images, 'image')}, without any segment to compare."
-    largest = sorted(LOSSES, key=lambda part: -getattr(lost, part))[:2]
-    parts = [f"{percent(getattr(lost, part))} to {_SUMMARY_NAMES[part]}" for part in largest]
-    sentences = [
-        f"PQ is <strong>{percent(lost.quality)}</strong> on {number_of(images, 'image')}.",
-        f"Of the {percent(1 - lost.quality)} missing points, {parts[0]} and {parts[1]} weigh most.",
-    ]
+    sentences = [f"PQ is <strong>{percent(lost.quality)}</strong> on {number_of(images, 'image')}."]
+    perfect = lost.quality >= 0.9995  # printed as 100.0
+    if not perfect:
+        largest = sorted(LOSSES, key=lambda part: -getattr(lost, part))[:2]
+        parts = [f"{percent(getattr(lost, part))} to {_SUMMARY_NAMES[part]}" for part in largest]
+        sentences.append(
+            f"Of the {percent(1 - lost.quality)} missing points, {parts[0]} and {parts[1]} weigh most."
+        )
     quality = qualities(analysis.counts)[:, 0]
-    if np.sum(~np.isnan(quality)) > 1:
+    if np.sum(~np.isnan(quality)) > 1 and not perfect:
         worst = int(np.nanargmin(quality))
         sentences.append(
             f"The weakest class is {escape(categories[worst].name)} ({percent(quality[worst])})."

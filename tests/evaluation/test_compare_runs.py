@@ -97,6 +97,12 @@ def test_folders_are_compared_and_written(tmp_path, capsys):
     low, high = content["scores"]["PQ"][1]["interval"]
     assert f"{100 * low:+.1f} to {100 * high:+.1f}" in printed
     assert read_run(folders[1]).images[0].image_id == 0
+    names = [category.name for category in CATEGORIES]
+    assert [one["name"] for one in content["classes"]] == names
+    for one in content["classes"]:
+        limits = one["scores"][1]["interval"]
+        listed = f"{100 * limits[0]:+.1f} to {100 * limits[1]:+.1f}" in printed if limits else False
+        assert listed == (limits is not None and (limits[1] < 0 or limits[0] > 0)), one
 
 
 @pytest.mark.parametrize(
