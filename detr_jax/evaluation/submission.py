@@ -107,7 +107,7 @@ class Submission:
         boxes: Float[np.ndarray, "detections 4"],
         scores: Float[np.ndarray, " detections"],
         labels: Int[np.ndarray, " detections"],
-        rles: Sequence[dict[str, Any]] | None = None,
+        rles: Sequence[dict[str, Any] | None] | None = None,
     ) -> None:
         """Adds the detections of an image.
 
@@ -116,7 +116,8 @@ class Submission:
           boxes: x, y, width, height in pixels of the original image.
           scores: Scores by which the detections are ranked.
           labels: Category ids.
-          rles: Masks at the original size in COCO's compressed run-length encoding; None if there are none.
+          rles: Masks at the original size in COCO's compressed run-length encoding, or None where labels are
+            of stuff; None if there are no masks.
         """
         chosen = np.flatnonzero(np.isin(labels, self._things)).tolist()
         common = [
@@ -128,11 +129,8 @@ class Submission:
             "boxes", [entry | {"bbox": sides[index]} for entry, index in zip(common, chosen, strict=True)]
         )
         if rles is not None:
-            masks = [_as_text(rles[index]) for index in chosen]
-            self._add(
-                "masks",
-                [entry | {"segmentation": mask} for entry, mask in zip(common, masks, strict=True)],
-            )
+            pairs = ((entry, rles[index]) for entry, index in zip(common, chosen, strict=True))
+            self._add("masks", [entry | {"segmentation": _as_text(mask)} for entry, mask in pairs if mask])
 
     def publish(self) -> list[Path]:
         """Writes the zip files from the predictions of all processes; process 0 does.
