@@ -99,7 +99,7 @@ def write_report(
     if facts:
         items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
         sections["setup"] = f'<dl class="facts">{items}</dl>'
-    page = string.Template(_TEMPLATE.read_text()).substitute(
+    page = string.Template(_TEMPLATE.read_text("utf-8")).substitute(
         title=escape(title),
         version=escape(__version__),
         kicker="Panoptic evaluation" if "panoptic" in result else "Detection evaluation",
@@ -109,7 +109,7 @@ def write_report(
         ),
         sections=_arranged(sections),
     )
-    write_bytes(path, page.encode())
+    write_bytes(path, page.encode(errors="replace"))  # names of files may not be Unicode
 
 
 _HEADINGS = {

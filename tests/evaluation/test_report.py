@@ -12,11 +12,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from browser import CHROMIUM, chromium, open_tab
-from evaluated import CATEGORIES, evaluation, segmentations
+from evaluated import CATEGORIES, evaluation, overlaps, segmentations
 from PIL import Image
 
 from detr_jax.data.categories import coco_panoptic
+from detr_jax.evaluation.evaluated_image import EvaluatedImage
+from detr_jax.evaluation.panoptic_quality import PanopticQuality
 from detr_jax.evaluation.report import Picture, images_to_draw, write_report
+from detr_jax.evaluation.segment_matches import match_segments
 from detr_jax.visualize import side_by_side
 
 PRECISION = {"AP": 0.578, "AP50": 0.8, "AP75": None, "per_class": {7: {"AP": 0.512}, "3": 0.431}}
@@ -168,9 +171,25 @@ def test_images_without_segments_have_a_report(tmp_path):
     assert "without any segment" in text and "nan" not in text.lower()
 
 
-def evaluation_without_segments():
-    from detr_jax.evaluation.segment_matches import match_segments
+def test_a_perfect_evaluation_has_nothing_to_explain(tmp_path):
+    quality = PanopticQuality(CATEGORIES)
+    truth, _ = segmentations(1)
+    matches = quality.add(overlaps(truth, truth), truth.segments_info, truth.segments_info, 1)
+    images = [EvaluatedImage(1, "not unicode \udcff.jpg", (64, 64), matches)]
+    write_report(
+        tmp_path / "a.html",
+        result={"panoptic": quality.result()},
+        images=images,
+        categories=CATEGORIES,
+        title="Perfect",
+        pictures=[Picture("Best", 1, picture(1))],
+    )
+    _, text = page_of(tmp_path / "a.html")
+    assert "PQ is 100.0 on 1 image." in text and "missing points" not in text and "weakest" not in text
+    assert "No segment was found as another class." in text and "not unicode ?.jpg" in text
 
+
+def evaluation_without_segments():
     return match_segments(np.array([[100]]), [], [])
 
 
