@@ -1,4 +1,8 @@
 import json
+import os
+import socket
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 
@@ -176,3 +180,40 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         Submission(tmp_path / "file" / "folder", "val2017", "detr", CATEGORIES)
+
+
+IN_TWO_PROCESSES = """
+import sys
+from ml_collections import ConfigDict
+from detr_jax.runtime import parallel
+coordinator, index, folder = sys.argv[1:]
+parallel.connect(ConfigDict({"coordinator": coordinator, "processes": 2, "process": int(index)}))
+from test_submission import CATEGORIES, Submission, example, halves, prediction
+with Submission(folder, "val2017", "detr_r50", CATEGORIES) as submission:
+    for image_id in range(int(index), 7, 2):
+        submission.on_image(example(image_id), prediction(halves(1, 2), (1, 100)))
+"""
+
+
+@pytest.mark.slow
+def test_has_the_predictions_of_all_processes(tmp_path):
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        coordinator = f"localhost:{listening.getsockname()[1]}"
+    paths = os.pathsep.join(path for path in sys.path if path)
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", IN_TWO_PROCESSES, coordinator, str(index), str(tmp_path / "shared")],
+            env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    errors = [run.communicate(timeout=200)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    content = read(tmp_path / "shared" / f"{PANOPTIC}.zip", f"{PANOPTIC}.json")
+    assert sorted(entry["image_id"] for entry in content["annotations"]) == list(range(7))
+    with zipfile.ZipFile(tmp_path / "shared" / f"{PANOPTIC}.zip") as archive:
+        assert sum(name.endswith(".png") for name in archive.namelist()) == 7
+    assert not (tmp_path / "shared" / ".submission.partial").exists()
