@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Integer, UInt8, UInt32
 from PIL import Image
-from scipy import ndimage
 
 from detr_jax.data.example import Example
 from detr_jax.data.image_files import has_16_bit_colours
@@ -95,6 +94,8 @@ def find_boxes(
       Boxes as (cx, cy, w, h) relative to the map, zero for segments without pixels; and whether each segment
       has pixels.
     """
+    from scipy import ndimage  # takes a quarter of a second to import
+
     height, width = segment_map.shape
     boxes, present = np.zeros((count, 4), np.float32), np.zeros(count, bool)
     for index, slices in enumerate(ndimage.find_objects(segment_map, count)):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from detr_jax.data.example import Category
 from detr_jax.data.inputs import AnyImage, read_input
@@ -200,6 +199,8 @@ def _display_name(name: str) -> str:
 def _deepest_point(mask: Bool[np.ndarray, "height width"]) -> tuple[int, int]:
     """Column and row of the mask's pixel farthest from its border; of a large mask, of every n-th pixel."""
     stride = 1 + mask.size // _EXACT_PIXELS
+    from scipy import ndimage  # takes a quarter of a second to import
+
     distance = ndimage.distance_transform_edt(np.pad(mask[::stride, ::stride], 1))[1:-1, 1:-1]
     y, x = np.unravel_index(np.argmax(distance), distance.shape)
     return stride * int(x), stride * int(y)
