@@ -20,8 +20,6 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".lock"
-
 
 class Claimable(NamedTuple):
     """A kind of folder that one process at a time writes to.
@@ -30,14 +28,18 @@ class Claimable(NamedTuple):
       name: What messages call it.
       option: What the user chooses it by.
       folders: Names that are folders within it, if they exist.
+      lock: Name of the lock file. Two processes can hold a folder for different tasks.
     """
 
     name: str
     option: str
     folders: tuple[str, ...]
+    lock: str = ".lock"
 
 
 WORKDIR = Claimable("workdir", "--workdir", ("checkpoints", "best", "pictures", "damaged", "profile"))
+# An evaluation writes other files than a training, so that both can use a workdir at the same time.
+EVALUATED = Claimable("workdir", "--workdir", ("checkpoints", "evaluation", "pictures"), ".evaluation.lock")
 
 
 @contextlib.contextmanager
@@ -74,7 +76,7 @@ def claim(path: str | Path, kind: Claimable = WORKDIR) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            (folder / LOCK).unlink()
+            (folder / kind.lock).unlink()
             if is_new:
                 folder.rmdir()  # fails if anything was written
         os.close(file)
@@ -113,7 +115,7 @@ def _lock(folder: Path, kind: Claimable) -> int:
       UserError: Another process holds the lock.
       OSError: The lock file cannot be written.
     """
-    path = folder / LOCK
+    path = folder / kind.lock
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

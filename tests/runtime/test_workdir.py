@@ -10,7 +10,7 @@ import pytest
 
 from detr_jax.errors import UserError
 from detr_jax.runtime import workdir as module
-from detr_jax.runtime.workdir import claim, require_space
+from detr_jax.runtime.workdir import EVALUATED, claim, require_space
 
 HOLD = """
 import sys, time
@@ -60,6 +60,13 @@ def test_a_second_run_is_told_who_holds_the_workdir_until_it_is_killed(holder, t
     assert (tmp_path / ".lock").exists()
     with claim(tmp_path):
         pass
+
+
+def test_a_workdir_in_which_another_process_trains_can_be_evaluated_by_one(holder, tmp_path):
+    first, second = claim(tmp_path, EVALUATED), claim(tmp_path, EVALUATED)
+    with first, pytest.raises(UserError, match="in use by process"), second:
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_an_error_releases_the_workdir(tmp_path):
