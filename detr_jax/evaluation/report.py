@@ -99,17 +99,22 @@ def write_report(
     if facts:
         items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
         sections["setup"] = f'<dl class="facts">{items}</dl>'
-    page = string.Template(_TEMPLATE.read_text("utf-8")).substitute(
+    kicker = "Panoptic evaluation" if "panoptic" in result else "Detection evaluation"
+    page = _page(title, kicker, summary, sections)
+    write_bytes(path, page.encode(errors="replace"))  # names of files may not be Unicode
+
+
+def _page(title: str, kicker: str, summary: str, sections: Mapping[str, str]) -> str:
+    """The whole page; summary and sections are HTML."""
+    named = [key for key in sections if key != "headline"]
+    return string.Template(_TEMPLATE.read_text("utf-8")).substitute(
         title=escape(title),
         version=escape(__version__),
-        kicker="Panoptic evaluation" if "panoptic" in result else "Detection evaluation",
+        kicker=kicker,
         summary=summary,
-        links="".join(
-            f'<li><a href="#{key}">{_HEADINGS[key][0]}</a></li>' for key in sections if key != "headline"
-        ),
+        links="".join(f'<li><a href="#{key}">{_HEADINGS[key][0]}</a></li>' for key in named),
         sections=_arranged(sections),
     )
-    write_bytes(path, page.encode(errors="replace"))  # names of files may not be Unicode
 
 
 _HEADINGS = {
