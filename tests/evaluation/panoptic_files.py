@@ -34,6 +34,7 @@ def write_files(folder, name, segmentations, *, convert=None, save=None, edit=No
         )
         content["annotations"].append(result.annotation(number, path.name))
     if edit is not None:
+        content = json.loads(json.dumps(content))  # the segmentations stay as they are
         edit(content)
     (folder / f"{name}.json").write_text(json.dumps(content))
     return folder / f"{name}.json"

@@ -102,6 +102,33 @@ def as_panopticapi_reads(content):
 )
 def test_pngs_may_have_a_palette_or_an_alpha_channel(tmp_path, convert):
     assert pq(evaluate(tmp_path, convert=convert)) == pytest.approx(PQ, abs=1e-12)
+    hotcoco = pytest.importorskip("hotcoco.panoptic")
+    same = hotcoco.pq_compute(tmp_path / "truth.json", tmp_path / "predictions.json")
+    assert same["All"]["pq"] == pytest.approx(PQ, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"save": lambda ids, path: Image.fromarray(ids.astype(np.uint8)).save(path)},
+        {"convert": lambda png: png.crop((0, 0, 10, 8))},
+        {"edit": lambda content: content["annotations"].clear()},
+        {"edit": lambda content: content["annotations"][0]["segments_info"].pop()},
+        {"edit": lambda content: content["annotations"][0]["segments_info"][0].update(category_id=55)},
+        {
+            "edit": lambda content: content["annotations"][0]["segments_info"].append(
+                {"id": 9, "category_id": 7, "area": 1}
+            )
+        },
+    ],
+    ids=["grey", "size", "no prediction", "unlisted", "unknown category", "no pixel"],
+)
+def test_refuses_what_hotcoco_refuses(tmp_path, change):
+    pq_compute = pytest.importorskip("hotcoco.panoptic").pq_compute
+    with pytest.raises(UserError):
+        evaluate(tmp_path, **change)
+    with pytest.raises(ValueError):
+        pq_compute(tmp_path / "truth.json", tmp_path / "predictions.json")
 
 
 @pytest.mark.parametrize(

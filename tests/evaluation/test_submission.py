@@ -8,15 +8,17 @@ import zipfile
 
 import numpy as np
 import pytest
+from panoptic_files import write_files
 from PIL import Image
 from pycocotools import mask as run_length
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from random_maps import CATEGORIES, halves
+from random_maps import CATEGORIES, halves, segmentation
 
 from detr_jax.data.example import Example
 from detr_jax.data.segment_maps import ids_from_png
 from detr_jax.errors import UserError
+from detr_jax.evaluation.file_evaluation import evaluate_files
 from detr_jax.evaluation.submission import Submission
 from detr_jax.inference.device_segmentation import DeviceSegmentation
 
@@ -120,6 +122,15 @@ def test_detections_are_evaluated_by_pycocotools_as_they_are(tmp_path):
         assert evaluation.stats[0] == pytest.approx(1.0)
     masks = read(tmp_path / "masks" / f"{DETECTIONS}.zip", f"{DETECTIONS}.json")
     assert isinstance(masks[0]["segmentation"]["counts"], str)
+
+
+def test_unpacked_results_can_be_evaluated(tmp_path, capsys):
+    write(tmp_path, ids=(1, 2))
+    zipfile.ZipFile(tmp_path / f"{PANOPTIC}.zip").extractall(tmp_path / "unpacked")
+    truth = segmentation(halves(300, 70_000), {300: 1, 70_000: 100}, iscrowd=lambda position: 0)
+    ground_truth = write_files(tmp_path, "truth", [truth, truth])
+    assert evaluate_files(tmp_path / "unpacked", ground_truth)["panoptic"]["All"]["pq"] == 1
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_replaces_the_files_of_an_earlier_evaluation(tmp_path):
