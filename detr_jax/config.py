@@ -30,6 +30,7 @@ from detr_jax.config_rules import (
     segments,
     shapes,
     shortened,
+    some_of,
     some_text,
 )
 from detr_jax.errors import UserError
@@ -115,6 +116,8 @@ FIELDS: dict[str, Field] = {
     "data.source": Field("coco", one_of("coco", "tfds", "shapes"),
         "dataset: a folder in COCO's panoptic format, TFDS, or generated pictures"),
     "data.root": Field("", any_text, "folder of the dataset; for TFDS, its data_dir"),
+    "data.instances": Field("", any_text,
+        "COCO instances file of the evaluation split, whose objects AP is computed from; '': the segments"),
     "data.train_split": Field("train2017", some_text, "name of the training split"),
     "data.eval_split": Field("val2017", some_text, "name of the evaluation split"),
     "data.train_count": Field(0, at_least(0), "number of generated training pictures"),
@@ -155,6 +158,9 @@ FIELDS: dict[str, Field] = {
         "rounds of fusion that merge segments of one stuff class: 'first', as in the original, or all"),
     "eval.duplicate_iou": Field(1.0, between(0, 1),
         "mask IoU above which the lower-scoring query is dropped; 1: none, as in the original"),
+    "eval.metrics": Field(("pq", "boxes", "masks"), some_of("pq", "boxes", "masks"),
+        "scores: 'pq', 'boxes' (box AP), 'masks' (mask AP), as far as the model has them; evaluations while "
+        "training skip 'masks', which needs the masks of all queries"),
     "eval.backend": Field("stream", one_of("stream", "hotcoco", "panopticapi"),
         "implementation of PQ: this project's, hotcoco's or the official one, with equal results"),
     "eval.pictures": Field(8, at_least(0), "images drawn beside their ground truth in the last evaluation"),

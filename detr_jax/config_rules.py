@@ -66,6 +66,14 @@ def one_of(*values: Any) -> Rule:
     return Rule(f"one of {', '.join(map(repr, values))}", lambda value: value in values)
 
 
+def some_of(*values: Any) -> Rule:
+    """Accepts lists of at least one of the given values, none of them twice."""
+    return Rule(
+        f"a list of at least one of {', '.join(map(repr, values))}",
+        lambda chosen: _all(chosen, lambda value: value in values) and 0 < len(set(chosen)) == len(chosen),
+    )
+
+
 def at_least(low: int) -> Rule:
     """Accepts integers from `low`."""
     return Rule(f"an integer of at least {low}", lambda value: _is_count(value, low))

@@ -38,6 +38,7 @@ REFUSED = {
         ((1, 2, 3),),
         None,
     ],
+    "a list of at least one of 'pq', 'boxes', 'masks'": ["pq", (), ("AP",), ("pq", "pq"), (["pq"],), None],
     "'', 'auto' or HOST:PORT": ["localhost", "host:port", "host:", None],
 }
 

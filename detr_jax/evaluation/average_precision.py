@@ -84,7 +84,7 @@ class CocoDetection:
         boxes: Float[np.ndarray, "detections 4"],
         scores: Float[np.ndarray, " detections"],
         labels: Int[np.ndarray, " detections"],
-        masks: Sequence[dict[str, Any]] | None = None,
+        masks: Sequence[dict[str, Any] | None] | None = None,
     ) -> None:
         """Adds an image.
 
@@ -96,7 +96,8 @@ class CocoDetection:
           boxes: Corners x0, y0, x1, y1 of the detections in pixels.
           scores: Scores by which the detections are ranked.
           labels: Category ids of the detections. Those not evaluated are ignored.
-          masks: Masks of the detections in COCO's run-length encoding, for kind "segm".
+          masks: Masks of the detections in COCO's run-length encoding, for kind "segm"; None for those of
+            ignored labels.
 
         Raises:
           ValueError: The image was added before, or kind is "segm" and there are no masks.

@@ -2,26 +2,28 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
 from detr_jax.config import validate
-from detr_jax.data.batches import Batch
 from detr_jax.data.example import Category, Example, Source
-from detr_jax.data.panoptic import from_example, segments_info
+from detr_jax.data.panoptic import from_example
 from detr_jax.data.pipeline import check_eval_data, eval_data, load_source
 from detr_jax.errors import UserError
-from detr_jax.evaluation.average_precision import METRICS, CocoDetection
-from detr_jax.evaluation.panoptic_quality import GROUPS, PanopticQuality
+from detr_jax.evaluation.average_precision import METRICS
+from detr_jax.evaluation.evaluation_files import IndexedSource, write_evaluation
+from detr_jax.evaluation.one_pass import EvalBatches, Evaluation, OnImage, evaluate_batches
+from detr_jax.evaluation.panoptic_quality import GROUPS, format_table
 from detr_jax.evaluation.quality_backends import make_quality
-from detr_jax.evaluation.true_objects import true_objects
-from detr_jax.inference.detections import describe_dropped, detections
+from detr_jax.evaluation.results import Checkpoint, params_sha256
+from detr_jax.evaluation.submission import Submission
+from detr_jax.evaluation.true_objects import TrueObjects, objects_of_file, objects_of_segments
 from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.detr import Detr, Params
@@ -34,9 +36,6 @@ from detr_jax.weights.class_agreement import GivenCategories, check_categories
 from detr_jax.weights.initialize import trained_model
 from detr_jax.weights.runs import latest_step
 
-EvalBatches = Iterable[tuple[Batch, list[Example]]]
-OnImage = Callable[[Example, DeviceSegmentation], None]
-
 
 def evaluate(
     config: ConfigDict, workdir: str | Path, categories: GivenCategories | None = None
@@ -45,19 +44,20 @@ def evaluate(
 
     Args:
       config: Whole config, see `default_config`.
-      workdir: Directory of the run. Receives evaluation.json, metrics.jsonl, TensorBoard events, curves.png
-        and pictures/.
+      workdir: Directory of the run. Receives results.json, report.html, evaluation/ (matches of each image,
+        and the files that the COCO server takes), evaluation.json, metrics.jsonl, TensorBoard events,
+        curves.png and pictures/.
       categories: Categories of the checkpoint's classes, see `categories_of`; by default those known.
 
     Returns:
-      The result of `evaluate_model`.
+      The result of `evaluate_model`, with mask AP.
 
     Raises:
       UserError: The config is invalid, or the data or the checkpoint does not fit it.
     """
     validate(config)
     with claim(workdir):
-        return _evaluate_claimed(config, workdir, categories)
+        return _evaluate_claimed(config, Path(workdir), categories)
 
 
 def check_evaluation(config: ConfigDict, source: Source, training: Source | None = None) -> None:
@@ -70,7 +70,7 @@ def check_evaluation(config: ConfigDict, source: Source, training: Source | None
 
     Raises:
       UserError: The data do not fit the config, see `check_eval_data`; `eval.batch_size` cannot be divided
-        among the devices; or `eval.backend` cannot be used.
+        among the devices; or `eval.backend` or `data.instances` cannot be used.
     """
     check_eval_data(source, config, training)
     size, devices = config.eval.batch_size, jax.device_count()
@@ -78,16 +78,31 @@ def check_evaluation(config: ConfigDict, source: Source, training: Source | None
         raise UserError(f"eval.batch_size is {size}: must be a multiple of the number of devices, {devices}")
     if _predicts_masks(config):
         make_quality(source.categories, config.eval.backend)
+    _true_objects(config, source.categories)
 
 
 def _predicts_masks(config: ConfigDict) -> bool:
     return bool(config.model.masks) and config.stage != "boxes"
 
 
+def _metrics(config: ConfigDict, training: bool) -> tuple[str, ...]:
+    """The scores to compute; at least one."""
+    if not _predicts_masks(config):
+        return ("boxes",)
+    chosen = tuple(name for name in config.eval.metrics if not (training and name == "masks"))
+    return chosen or ("pq",)
+
+
+def _true_objects(config: ConfigDict, categories: Sequence[Category]) -> TrueObjects:
+    if not config.data.instances:
+        return objects_of_segments
+    return objects_of_file(config.data.instances, categories)
+
+
 def _evaluate_claimed(
-    config: ConfigDict, workdir: str | Path, categories: GivenCategories | None
+    config: ConfigDict, workdir: Path, categories: GivenCategories | None
 ) -> dict[str, Any]:
-    source = load_source(config.data, "eval")
+    source = IndexedSource(load_source(config.data, "eval"))
     check_evaluation(config, source)
     model, params, origin, remark = trained_model(config, workdir)
     if remark:
@@ -100,9 +115,32 @@ def _evaluate_claimed(
         )
     reporter = Reporter(workdir)
     log(f"evaluating {origin}")
-    step = latest_step(workdir) or 0
-    result = evaluate_model(config, model, parallel.replicate(params), source, reporter, step, last=True)
+    segmenter = Segmenter.from_config(config, model, parallel.replicate(params), source.categories)
+    with Submission(
+        workdir / "evaluation", config.data.eval_split, workdir.resolve().name, source.categories
+    ) as submission:
+        draw = _draw_first(config.eval.pictures, workdir / "pictures", source.categories, reporter)
+
+        def on_image(example: Example, prediction: DeviceSegmentation) -> None:
+            submission.on_image(example, prediction)
+            draw(example, prediction)
+
+        start = time.monotonic()
+        evaluation = evaluate_batches(
+            segmenter,
+            eval_data(source, config),
+            _metrics(config, training=False),
+            backend=config.eval.backend,
+            true_objects=_true_objects(config, source.categories),
+            on_image=on_image if _predicts_masks(config) else None,
+            on_detections=submission.on_detections,
+        )
+        seconds = time.monotonic() - start
+    step = latest_step(workdir)
+    result = _report(evaluation, source.categories, reporter, step or 0, last=True)
     reporter.close()
+    checkpoint = Checkpoint(origin, step, params_sha256(params))
+    write_evaluation(workdir, evaluation, segmenter, source, config, checkpoint, seconds)
     return result
 
 
@@ -115,7 +153,7 @@ def evaluate_model(
     step: int,
     last: bool,
 ) -> dict[str, Any]:
-    """Evaluates a model and reports the scores: panoptic quality, or box AP if it predicts no masks.
+    """Evaluates a model while it is trained, and reports the scores.
 
     Args:
       config: Whole config, see `default_config`.
@@ -128,34 +166,24 @@ def evaluate_model(
         panoptic quality, logs the table of all categories and writes pictures/.
 
     Returns:
-      The result of `PanopticQuality.result` or `CocoDetection.result`.
+      Panoptic quality, see `panoptic_result`, with the box AP as "boxes"; or the box AP, see
+      `CocoDetection.result`, of a model that predicts no masks.
 
     Raises:
       UserError: `eval.backend` cannot be used.
     """
-    segmenter = Segmenter.from_config(config, model, params, source.categories)
-    batches = eval_data(source, config)
-    result: dict[str, Any]
-    if _predicts_masks(config):
-        drawn = config.eval.pictures if last and reporter.active else 0
-        on_image = _draw_first(drawn, reporter.workdir / "pictures", source.categories)
-        result, table = evaluate_panoptic(segmenter, batches, config.eval.backend, on_image)
-        scores = {
-            f"{key}_{group.lower()}": result[group][key] for group in GROUPS for key in ("pq", "sq", "rq")
-        }
-        line = "  ".join(
-            f"PQ {group} {_percent(result[group]['pq'] if result[group]['n'] else None)}" for group in GROUPS
-        )
-        log(table if last else line)
-    else:
-        result = evaluate_detection(segmenter, batches)
-        scores = {name: result[name] for name in METRICS if result[name] is not None}
-        log("  ".join(f"{name} {_percent(result[name])}" for name in METRICS))
-    reporter.write(step, {f"val_{name}": value for name, value in scores.items()})
-    reporter.draw_curves()
-    if reporter.active and last:
-        write_text(reporter.workdir / "evaluation.json", json.dumps(result, indent=2))
-    return result
+    draw = None
+    if _predicts_masks(config) and last and config.eval.pictures:
+        draw = _draw_first(config.eval.pictures, reporter.workdir / "pictures", source.categories, reporter)
+    evaluation = evaluate_batches(
+        Segmenter.from_config(config, model, params, source.categories),
+        eval_data(source, config),
+        _metrics(config, training=True),
+        backend=config.eval.backend,
+        true_objects=_true_objects(config, source.categories),
+        on_image=draw,
+    )
+    return _report(evaluation, source.categories, reporter, step, last)
 
 
 def evaluate_panoptic(
@@ -173,36 +201,14 @@ def evaluate_panoptic(
       on_image: Function to call with each example and its prediction.
 
     Returns:
-      The result over all processes, see `PanopticQuality.result`, and a table of it.
+      The result over all processes, see `panoptic_result`, and a table of it.
 
     Raises:
       UserError: The backend cannot be used.
     """
-    quality = make_quality(segmenter.categories, backend)
-    dropped: list[int] = []
-    for batch, examples in batches:
-        # The last batch is padded.
-        if isinstance(quality, PanopticQuality):
-            maps = [example.segment_map for example in examples]
-            predictions, tables, *_ = segmenter.compare(batch.image, batch.size, maps)
-            for example, prediction, table in zip(examples, predictions, tables, strict=False):
-                truth = segments_info(example, segmenter.categories)
-                quality.add(table, truth, prediction.segments_info, example.image_id)
-        else:
-            assert batch.orig_size is not None  # on the host
-            predictions, _ = segmenter.segment(batch.image, batch.size, batch.orig_size)
-            for example, prediction in zip(examples, predictions, strict=False):
-                official_truth = from_example(example, segmenter.categories)
-                quality.update(official_truth, prediction.fetch(), example.image_id)
-        pairs = list(zip(examples, predictions, strict=False))
-        dropped += [prediction.not_finite for _, prediction in pairs]
-        if on_image is not None:
-            for example, prediction in pairs:
-                on_image(example, prediction)
-    _log_dropped(dropped)
-    if isinstance(quality, PanopticQuality):
-        quality.counts = np.sum(parallel.gather(quality.counts), axis=0)
-    return quality.result(), quality.table()
+    evaluation = evaluate_batches(segmenter, batches, ("pq",), backend=backend, on_image=on_image)
+    result = evaluation.result["panoptic"]
+    return result, format_table(result, segmenter.categories)
 
 
 def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, Any]:
@@ -215,35 +221,49 @@ def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, 
     Returns:
       The result over all processes, see `CocoDetection.result`.
     """
-    metric = CocoDetection(segmenter.categories)
-    dropped: list[int] = []
-    for batch, examples in batches:
-        outputs, _ = segmenter.detect(batch.image, batch.size)
-        for index, example in enumerate(examples):
-            found = detections(outputs.logits[index], outputs.boxes[index], example.orig_size)
-            metric.add(example.image_id, example.orig_size, true_objects(example, masks=False), *found)
-            dropped.append(len(outputs.logits[index]) - len(found.scores))
-    _log_dropped(dropped)
-    total = CocoDetection(segmenter.categories)
-    for part in parallel.gather(metric):
-        total.merge(part)
-    return total.result()
+    result: dict[str, Any] = evaluate_batches(segmenter, batches, ("boxes",)).result["boxes"]
+    return result
+
+
+def _report(
+    evaluation: Evaluation, categories: tuple[Category, ...], reporter: Reporter, step: int, last: bool
+) -> dict[str, Any]:
+    """Logs and writes the scores. Returns them as evaluation.json has them."""
+    result = evaluation.result
+    scores: dict[str, float | None] = {}
+    lines = []
+    if "panoptic" in result:
+        panoptic = result["panoptic"]
+        scores = {
+            f"{key}_{group.lower()}": panoptic[group][key] for group in GROUPS for key in ("pq", "sq", "rq")
+        }
+        line = "  ".join(f"PQ {group} {_percent(panoptic[group]['pq'])}" for group in GROUPS)
+        lines.append(format_table(panoptic, categories) if last else line)
+    for kind, name in (("boxes", "box "), ("masks", "mask ")):
+        if kind in result:
+            alone = len(result) == 1
+            shown = METRICS if alone or last else METRICS[:3]
+            prefix = "" if alone else f"{kind}_"
+            scores |= {f"{prefix}{metric}": result[kind][metric] for metric in shown}
+            numbers = "  ".join(f"{metric} {_percent(result[kind][metric])}" for metric in shown)
+            lines.append(numbers if alone else name + numbers)
+    log("\n".join(lines) if last else "  ".join(lines))
+    reporter.write(step, {f"val_{name}": value for name, value in scores.items() if value is not None})
+    reporter.draw_curves()
+    flat = result["boxes"] if set(result) == {"boxes"} else {**result.get("panoptic", {}), **result}
+    flat.pop("panoptic", None)
+    if reporter.active and last:
+        write_text(reporter.workdir / "evaluation.json", json.dumps(flat, indent=2))
+    return flat
 
 
 def _percent(score: float | None) -> str:
     return "-" if score is None else f"{100 * score:.1f}"
 
 
-def _log_dropped(counts: list[int]) -> None:
-    """Logs how many queries of all processes were dropped as not finite, given those of each image."""
-    found = [count for part in parallel.gather(counts) for count in part if count]
-    if found:
-        log(describe_dropped(sum(found), len(found)))
-
-
-def _draw_first(count: int, folder: Path, categories: tuple[Category, ...]) -> OnImage:
-    """A function of each example and its prediction that draws the first `count` of them."""
-    remaining = itertools.count(count, -1)
+def _draw_first(count: int, folder: Path, categories: tuple[Category, ...], reporter: Reporter) -> OnImage:
+    """A function of each example and its prediction that draws the first `count` of them, on process 0."""
+    remaining = itertools.count(count if reporter.active else 0, -1)
 
     def draw(example: Example, prediction: DeviceSegmentation) -> None:
         if next(remaining) > 0:

@@ -11,7 +11,7 @@ FN are the predicted and true segments without a match.
 results. Areas are counted in the maps, so that areas that are listed wrongly cannot give an IoU above 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,8 +100,20 @@ class PanopticQuality:
         for info, area in zip(predicted_segments, matches.area, strict=True):
             if area == 0:
                 raise ValueError(f"image {image_id}: segment {info['id']} is listed but has no pixels")
-        self.counts[self._order] += matches.counts(self._ids[self._order])
+        self.add_matches([matches])
         return matches
+
+    def add_matches(self, matches: Iterable[SegmentMatches]) -> None:
+        """Adds images whose matches are known, such as those of another process.
+
+        Sums of IoUs depend on the order of the images, in the last digits.
+
+        Args:
+          matches: Matches of the images.
+        """
+        ids = self._ids[self._order]
+        for of_image in matches:
+            self.counts[self._order] += of_image.counts(ids)
 
     def result(self) -> dict[str, Any]:
         """Panoptic quality of all images so far.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from scipy import special
 
 from detr_jax.data.example import Category, coco_bbox, pixel_corners
@@ -39,10 +39,18 @@ def detections(
       boxes: cx, cy, w, h relative to the image.
       orig_size: Height and width of the image, in pixels.
     """
-    finite = np.isfinite(logits).all(-1) & np.isfinite(boxes).all(-1)
+    finite = finite_queries(logits, boxes)
     probabilities = special.softmax(logits[finite].astype(np.float32), -1)[:, :-1]
     corners = pixel_corners(boxes[finite], orig_size).astype(np.float32)
     return Detections(corners, probabilities.max(-1), probabilities.argmax(-1))
+
+
+def finite_queries(
+    logits: Float[np.ndarray, "*batch queries classes"], boxes: Float[np.ndarray, "*batch queries 4"]
+) -> Bool[np.ndarray, "*batch queries"]:
+    """Whether the class logits and the box of each query are finite; `detections` drops the others."""
+    finite: Bool[np.ndarray, "*batch queries"] = np.isfinite(logits).all(-1) & np.isfinite(boxes).all(-1)
+    return finite
 
 
 def describe_dropped(count: int, images: int = 1) -> str:

@@ -210,7 +210,8 @@ class BestCheckpoint:
 
 
 def _score(result: dict[str, Any]) -> float:
-    return float(result["All"]["pq"] if "All" in result else result["AP"])
+    score = result["All"]["pq"] if "All" in result else result["AP"]
+    return -1.0 if score is None else float(score)  # None: nothing to measure
 
 
 def _stored_score(file: Path, images: int) -> float:

@@ -7,7 +7,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detr_jax.data.example import Category, Example
 from detr_jax.evaluation.average_precision import METRICS, CocoDetection
-from detr_jax.evaluation.true_objects import encode_mask, true_objects
+from detr_jax.evaluation.true_objects import encode_mask, objects_of_segments
 from detr_jax.inference.detections import detections
 
 DATA = Path(__file__).parents[1] / "reference"
@@ -90,7 +90,7 @@ def random_detections(rng, example):
 
 def add(metric, example, found):
     masks = metric.kind == "segm"
-    metric.add(example.image_id, example.orig_size, true_objects(example, masks), *found)
+    metric.add(example.image_id, example.orig_size, objects_of_segments(example, masks), *found)
 
 
 def all_at_once(images, kind, categories):

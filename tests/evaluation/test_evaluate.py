@@ -53,7 +53,9 @@ def test_writes_scores_and_pictures_of_the_last_evaluation(
     assert json.loads((tmp_path / "evaluation.json").read_text())["All"] == result["All"]
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2]
-    assert records[1]["val_pq_all"] == result["All"]["pq"] and len(records[1]) == 10
+    assert records[1]["val_pq_all"] == result["All"]["pq"]
+    assert records[1]["val_boxes_AP"] == records[0]["val_boxes_AP"] == result["boxes"]["AP"]
+    assert "masks" not in result and "box AP " in printed
     pictures = sorted((tmp_path / "pictures").glob("*.png"))
     assert len(pictures) == 2
     assert Image.open(pictures[0]).size[0] > 3 * 64
