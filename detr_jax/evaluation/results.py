@@ -56,7 +56,8 @@ def write_results(
       path: File to write.
       result: "panoptic", "boxes" and "masks", each with its numbers, or absent.
       images: Number of images.
-      seconds: Wall-clock duration of the evaluation, from the first image to the last.
+      seconds: Wall-clock duration of the evaluation, from the first image to the last; with the compilation
+        of programs.
       config: Whole config; None if no model was run.
       checkpoint: Identity of the weights; None if no model was run.
       devices: See `describe_devices`; None if no model was run.
