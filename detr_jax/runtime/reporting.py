@@ -4,9 +4,7 @@ import contextlib
 import functools
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +13,11 @@ from rich.console import Console
 
 from detr_jax.runtime.files import write_text
 
-LOGGED_LOSSES = ("loss", "loss_mask", "loss_dice", "loss_ce", "loss_bbox", "loss_giou")
-
 
 def log(text: str) -> None:
     """Prints a line of text, on process 0 only."""
     if jax.process_index() == 0:
         Console(highlight=False, soft_wrap=True).print(text, markup=False)
-
-
-class StepTimer:
-    """Measures the mean time of a training step."""
-
-    def __init__(self) -> None:
-        self._start: tuple[int, float] | None = None
-
-    def start(self, step: int) -> None:
-        """Starts measuring at a step, or restarts after work other than training, such as an evaluation."""
-        self._start = step, time.monotonic()
-
-    def seconds_per_step(self, step: int) -> float | None:
-        """Mean time per step since `start` in seconds; None if `step` is not after the start."""
-        if self._start is None or step <= self._start[0]:
-            return None
-        first, since = self._start
-        return max(time.monotonic() - since, 1e-9) / (step - first)
 
 
 class Reporter:
@@ -86,35 +64,6 @@ class Reporter:
         ]
         if len(kept) < len(lines):
             write_text(path, "".join(kept))
-
-    def log_training(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        *,
-        total_steps: int,
-        batch_size: int,
-        seconds_per_step: float | None,
-    ) -> None:
-        """Prints and writes the training metrics of a step.
-
-        Args:
-          step: Number of updates so far.
-          metrics: Training metrics by name.
-          total_steps: Number of updates of the whole run.
-          batch_size: Number of images in a global batch, over all processes.
-          seconds_per_step: Mean time of a step in seconds, from which images per second and the remaining
-            time are computed; None if not measured yet.
-        """
-        losses = "  ".join(f"{name} {metrics[name]:.3f}" for name in LOGGED_LOSSES if name in metrics)
-        line = f"step {step}/{total_steps}  {losses}"
-        if seconds_per_step is not None:
-            rate = batch_size / seconds_per_step
-            left = timedelta(seconds=round((total_steps - step) * seconds_per_step))
-            line += f"  {rate:.1f} images/s  {left} left"
-            metrics = {**metrics, "images_per_second": rate}
-        log(line)
-        self.write(step, metrics)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a record to metrics.jsonl and to the TensorBoard events.

@@ -16,7 +16,8 @@ from detr_jax.errors import UserError
 from detr_jax.evaluation.evaluate import check_evaluation, evaluate_model
 from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime.interruption import Interrupted, Interruption
-from detr_jax.runtime.reporting import Reporter, StepTimer, log
+from detr_jax.runtime.reporting import Reporter, log
+from detr_jax.runtime.training_progress import TrainingProgress
 from detr_jax.runtime.workdir import claim
 from detr_jax.training.checkpoints import BestCheckpoint, Checkpoints, save_description
 from detr_jax.training.divergence import DivergenceCheck
@@ -54,7 +55,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         log(_summary(run))
         try:
             profiler = Profiler(config.profile, Path(workdir) / "profile")
-            with Interruption() as interruption, profiler:
+            with Interruption() as interruption, profiler, run.progress.shown():
                 return _train(run, interruption, profiler)
         finally:
             run.close()
@@ -98,6 +99,7 @@ class _Run:
       state: Current state, on the devices.
       checkpoints: Checkpoints of the run.
       reporter: Writes metrics.
+      progress: Shows how far the run is.
     """
 
     def __init__(self, config: ConfigDict, workdir: str | Path):
@@ -109,7 +111,8 @@ class _Run:
         if latest_step(workdir):
             check_same_run(workdir, config, self.source.categories)
         check_evaluation(config, self._held_out, self.source)
-        self.reporter, self._timer = Reporter(workdir), StepTimer()
+        self.reporter = Reporter(workdir)
+        self.progress = TrainingProgress(self.plan.total, config.batch_size, self.plan.images_to_evaluate)
         self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
         self._first = self.checkpoints.usable_step(config.checkpoint.fallback)
         if self._first > self.plan.total:
@@ -147,7 +150,8 @@ class _Run:
         self._means.add(metrics)
         if self.step == self._first + 1:  # this step compiled, so it is not timed
             jax.block_until_ready(metrics)
-            self._timer.start(self.step)
+            self.progress.restart(self.step)
+        self.progress.after_step(self.step)
         return metrics
 
     def report(self) -> None:
@@ -157,15 +161,11 @@ class _Run:
           DivergedError: The step is not finite.
         """
         self._divergence.check()
-        config = self.config
-        weights = LossWeights.from_config(config.loss)
-        self.reporter.log_training(
-            self.step,
-            logged_metrics(self.step, self._means.take(), config.stage, weights),
-            total_steps=self.plan.total,
-            batch_size=config.batch_size,
-            seconds_per_step=self._timer.seconds_per_step(self.step),
-        )
+        weights = LossWeights.from_config(self.config.loss)
+        metrics = logged_metrics(self.step, self._means.take(), self.config.stage, weights)
+        if images_per_second := self.progress.report(self.step, metrics):
+            metrics["images_per_second"] = images_per_second
+        self.reporter.write(self.step, metrics)
 
     def save(self) -> None:
         """Saves the current state, in the background.
@@ -202,13 +202,15 @@ class _Run:
         if last and self._part is not None:
             with interruption.immediate():
                 result = self._scores(self._held_out, True)
-        self._timer.start(self.step)
+        self.progress.restart(self.step)
         return result
 
     def _scores(self, source: Source, last: bool) -> dict[str, Any]:
-        return evaluate_model(
-            self.config, self._model, self.state.params, source, self.reporter, self.step, last
-        )
+        log(f"step {self.step}: evaluating {len(source)} of {len(self._held_out)} images")
+        with self.progress.evaluation(len(source), self.step):
+            return evaluate_model(
+                self.config, self._model, self.state.params, source, self.reporter, self.step, last
+            )
 
     def close(self) -> None:
         """Finishes pending checkpoints and closes the files of the reporter, whatever ended the run."""
@@ -237,6 +239,6 @@ def _summary(run: _Run) -> str:
     devices = f"{jax.device_count()} {jax.devices()[0].platform} devices"
     return (
         f"stage {config.stage}: {size / 1e6:.1f}M parameters, {len(run.source)} images, "
-        f"{run.plan.total} steps of {config.batch_size} images on {devices}; compiling one program per "
+        f"{run.plan.total} steps of {config.batch_size} images on {devices}; one program per "
         f"static shape ({shapes}) and number of mask pairs per image ({lengths})"
     )

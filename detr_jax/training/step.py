@@ -27,6 +27,7 @@ from detr_jax.data.batches import Batch
 from detr_jax.models.detr import Detr, Params
 from detr_jax.ops.mask_pairs import pad_pairs, padded_length, pairs_of_assignment, sample_pairs
 from detr_jax.runtime import parallel
+from detr_jax.runtime.progress import FirstCalls
 from detr_jax.training import programs
 from detr_jax.training.matching import assign_batch
 from detr_jax.training.programs import StepSettings
@@ -62,6 +63,7 @@ class TrainStep:
         """
         self.settings = settings = StepSettings.from_config(config, model, optimizer)
         self.pair_lengths = tuple(config.pair_lengths)
+        self._first_calls = FirstCalls()
         self._forward = parallel.per_device(functools.partial(programs.forward, settings))
         self._update = parallel.per_device(
             functools.partial(programs.update, settings), donate_argnums=(0, 1)
@@ -102,16 +104,19 @@ class TrainStep:
         labels = parallel.shard(batch.labels, parts=parts)
         if parts == 1 and not self.settings.needs_host:
             arguments = self._forward_arguments(state, batch, 0)
-            params, opt_state, metrics = self._whole(state.params, state.opt_state, labels, *arguments)
+            with self._first_calls(f"the training step for {_pixels(batch)}"):
+                params, opt_state, metrics = self._whole(state.params, state.opt_state, labels, *arguments)
             return TrainState(state.step + 1, params, opt_state), metrics
         if parts == 1:
             arguments = self._run_forward(state, batch, 0)
-            params, opt_state, metrics = self._update(state.params, state.opt_state, labels, *arguments)
+            with self._first_calls(_describe_update(batch, *arguments)):
+                params, opt_state, metrics = self._update(state.params, state.opt_state, labels, *arguments)
             return TrainState(state.step + 1, params, opt_state), metrics
         total = None
         for part in range(parts):
             arguments = self._run_forward(state, _rows(batch, part, parts), part)
-            result = self._gradients(state.params, labels, *arguments)
+            with self._first_calls(_describe_update(batch, *arguments)):
+                result = self._gradients(state.params, labels, *arguments)
             total = result if total is None else self._add(total, result)
         params, opt_state, metrics = self._apply(state.params, state.opt_state, total)
         return TrainState(state.step + 1, params, opt_state), metrics
@@ -119,7 +124,8 @@ class TrainStep:
     def _run_forward(self, state: TrainState, batch: Batch, part: int) -> tuple[Any, ...]:
         """Runs the forward pass and the matching; returns the arguments of `gradients` after `labels`."""
         on_devices, *position = self._forward_arguments(state, batch, part)
-        outputs, result, vjp = self._forward(state.params, on_devices, *position)
+        with self._first_calls(f"the forward pass of training for {_pixels(batch)}"):
+            outputs, result, vjp = self._forward(state.params, on_devices, *position)
         assignment = np.asarray(result)
         if not self.settings.assigns_on_device:
             assignment = _assign_finite(assignment, batch.labels.reshape(on_devices.labels.shape))
@@ -171,3 +177,17 @@ def _assign_finite(
 def _rows(batch: Batch, first: int, stride: int) -> Batch:
     """Every `stride`-th image of a batch, from index `first`."""
     return jax.tree.map(lambda x: x[first::stride], batch)
+
+
+def _pixels(batch: Batch) -> str:
+    height, width = batch.image.shape[1:3]
+    return f"{height}x{width} pixels"
+
+
+def _describe_update(batch: Batch, on_devices: Batch, *arguments: Any) -> str:
+    """What an update is compiled for, from the batch and the arguments of `gradients` after `labels`."""
+    pairs = arguments[-1]
+    if pairs is None:
+        return f"the update for {_pixels(batch)}"
+    masks = pairs.shape[1] // on_devices.image.shape[1]
+    return f"the update for {_pixels(batch)} and {masks} masks per image"

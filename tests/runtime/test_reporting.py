@@ -1,9 +1,6 @@
 import json
 
-import pytest
-
-from detr_jax.runtime import reporting
-from detr_jax.runtime.reporting import Reporter, StepTimer, log
+from detr_jax.runtime.reporting import Reporter, log
 
 
 def records(path):
@@ -30,22 +27,6 @@ def test_other_processes_log_and_write_nothing(monkeypatch, tmp_path, capsys):
     reporter.close()
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "run").exists()
-
-
-def test_training_lines_have_rate_and_remaining_time(tmp_path, capsys):
-    reporter = Reporter(tmp_path)
-    options = {"total_steps": 100, "batch_size": 8}
-    reporter.log_training(1, {"loss": 3.0, "loss_ce": 1.5, "other": 7.0}, **options, seconds_per_step=None)
-    reporter.log_training(10, {"loss": 2.0}, **options, seconds_per_step=2.0)
-    reporter.close()
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == "step 1/100  loss 3.000  loss_ce 1.500"
-    assert second == "step 10/100  loss 2.000  4.0 images/s  0:03:00 left"
-    assert records(tmp_path) == [
-        {"step": 1, "loss": 3.0, "loss_ce": 1.5, "other": 7.0},
-        {"step": 10, "loss": 2.0, "images_per_second": 4.0},
-    ]
-    assert list(tmp_path.glob("events.out.tfevents*"))
 
 
 def test_scores_of_a_part_of_the_images_have_names_of_their_own(tmp_path):
@@ -81,15 +62,3 @@ def test_draws_curves_of_all_records(tmp_path):
     reporter.draw_curves()
     reporter.close()
     assert (tmp_path / "curves.png").stat().st_size > 1000
-
-
-def test_the_timer_measures_steps_since_its_start(monkeypatch):
-    times = iter([10.0, 16.0, 20.0, 21.0])
-    monkeypatch.setattr(reporting.time, "monotonic", lambda: next(times))
-    timer = StepTimer()
-    assert timer.seconds_per_step(1) is None
-    timer.start(1)
-    assert timer.seconds_per_step(1) is None
-    assert timer.seconds_per_step(4) == pytest.approx(2.0)
-    timer.start(4)
-    assert timer.seconds_per_step(5) == pytest.approx(1.0)

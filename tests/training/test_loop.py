@@ -48,6 +48,8 @@ def test_a_run_writes_metrics_checkpoints_and_pictures(config, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "stage joint" in printed and "16 images, 4 steps of 4 images" in printed
     assert "step 3/4" in printed and "left" in printed
+    assert "compiling the forward pass of training for 64x64 pixels" in printed
+    assert "step 2: evaluating 2 of 5 images" in printed and "step 4: evaluating 5 of 5 images" in printed
     assert "Things" in printed and "disc" in printed
 
     assert evaluate(config, tmp_path)["All"] == result["All"]
