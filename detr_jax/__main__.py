@@ -50,6 +50,7 @@ def export(options: argparse.Namespace) -> None:
         shape=options.shape,
         dilation=options.dilation,
         categories=options.categories,
+        averaged=options.averaged,
     )
     print(f"wrote {options.file}")
 
@@ -271,6 +272,11 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         help="size in pixels of the images that a program takes; default: the model's first evaluation shape",
     )
     parser.add_argument("--categories", metavar="FILE", help="JSON file that names the classes")
+    parser.add_argument(
+        "--averaged",
+        action=argparse.BooleanOptionalAction,
+        help="whether a run with optim.ema gives its averaged parameters; default: as its config says, yes",
+    )
     _add_dilation(parser)
 
 

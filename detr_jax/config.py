@@ -105,6 +105,8 @@ FIELDS: dict[str, Field] = {
     "optim.weight_decay": Field(1e-4, non_negative, "weight decay of AdamW"),
     "optim.b2": Field(0.999, below_one, "decay of AdamW's second moment"),
     "optim.clip_norm": Field(0.1, positive, "maximum global norm of the gradient"),
+    "optim.ema": Field(0.0, below_one,
+        "decay of a moving average of the trained parameters, kept beside them; 0: none"),
     "optim.skip_nonfinite": Field(False, boolean,
         "whether a step with a loss or gradient that is not finite is skipped and counted, or ends the run"),
     "optim.schedule": Field("step", one_of("step", "cosine", "constant"),
@@ -153,6 +155,9 @@ FIELDS: dict[str, Field] = {
         "evenly spaced images that evaluations while training use, and that choose `best/`; 0: all. "
         "The last evaluation uses all images, too"),
     "eval.batch_size": Field(8, at_least(1), "images per evaluation batch, over all devices of all hosts"),
+    "eval.averaged": Field(True, boolean,
+        "whether the averaged parameters of a run with `optim.ema` are evaluated, predict, and start other "
+        "runs, or those of the last step"),
     "eval.threshold": Field(0.85, between(0, 1), "class probability above which a query becomes a segment"),
     "eval.merge_stuff": Field("first", one_of("first", "always"),
         "rounds of fusion that merge segments of one stuff class: 'first', as in the original, or all"),

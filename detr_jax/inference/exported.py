@@ -25,6 +25,7 @@ def export(
     shape: Sequence[int] | None = None,
     dilation: bool | None = None,
     categories: GivenCategories | None = None,
+    averaged: bool | None = None,
 ) -> None:
     """Writes a model as one file. The file is replaced only when the new content is complete.
 
@@ -41,6 +42,8 @@ def export(
         the model is evaluated with.
       dilation: Whether the model is a DC5 model, see `Predictor.from_pretrained`.
       categories: Categories of the model's classes, see `Predictor.from_pretrained`.
+      averaged: Whether a run with `optim.ema` gives the moving average of its parameters; by default as its
+        config says.
 
     Raises:
       MissingFileError: There is no such model.
@@ -55,7 +58,7 @@ def export(
         raise UserError(f"{suffix} files hold a program: dtype and layout apply to {' and '.join(_WEIGHTS)}")
     if suffix in _WEIGHTS and shape is not None:
         raise UserError(f"{suffix} files hold weights: shape applies to {' and '.join(_PROGRAMS)}")
-    loaded = load_pretrained(source, dilation, categories, {}, None)
+    loaded = load_pretrained(source, dilation, categories, {"averaged": averaged}, None)
     if suffix == ".safetensors":
         content = safetensors_file(loaded.params, loaded.config, loaded.categories, dtype, layout)
     elif suffix == ".pth":

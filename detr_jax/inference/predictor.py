@@ -82,6 +82,7 @@ class Predictor:
         merge_stuff: str | None = None,
         duplicate_iou: float | None = None,
         dtype: str | None = None,
+        averaged: bool | None = None,
     ) -> "Predictor":
         """Loads a published checkpoint or a run of this project.
 
@@ -100,6 +101,8 @@ class Predictor:
           merge_stuff: "first" (default) or "always", see `FusionRules`.
           duplicate_iou: Mask IoU above which the lower-scoring query is dropped; 1, the default, keeps both.
           dtype: Dtype of the computation: "float32" (default) or "bfloat16".
+          averaged: Whether a run with `optim.ema` gives the moving average of its parameters (default), or
+            those of its last step.
 
         Raises:
           MissingFileError: There is no such file, repository or run.
@@ -108,7 +111,7 @@ class Predictor:
             cannot be used.
         """
         settings = {"threshold": threshold, "merge_stuff": merge_stuff, "duplicate_iou": duplicate_iou}
-        return cls(*load_pretrained(source, dilation, categories, settings, dtype))
+        return cls(*load_pretrained(source, dilation, categories, {**settings, "averaged": averaged}, dtype))
 
     @overload
     def __call__(

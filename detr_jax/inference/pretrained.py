@@ -56,7 +56,7 @@ def load_pretrained(
         if dilation not in (None, config.model.dilation):
             raise UserError(f"{source} was trained with model.dilation={config.model.dilation}")
         validate(config)
-        model, params = load_model(str(source), config.model)
+        model, params = load_model(str(source), config.model, averaged=config.eval.averaged)
     else:
         model, params = _load_published(source, dilation, config)
     return Pretrained(model, params, categories_of(source, model.num_classes, categories), config)

@@ -1,7 +1,6 @@
 """What a run reports: lines on the terminal, metrics in files, curves."""
 
 import contextlib
-import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -9,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console
 
 from detr_jax.runtime.files import write_text
+from detr_jax.runtime.tensorboard import TensorBoard
 
 
 def log(text: str) -> None:
@@ -36,19 +38,17 @@ class Reporter:
         """
         self.workdir = Path(workdir)
         self.active = jax.process_index() == 0
-        self._of_part = False
+        self._scores_prefix = "val_"
+        self._events = TensorBoard(self.workdir)
         if self.active:
             self.workdir.mkdir(parents=True, exist_ok=True)
 
-    @functools.cached_property
-    def _events(self) -> Any:
-        """Created on the first write: a writer without events fails to close when an error ends the run."""
-        from tensorboardX import SummaryWriter  # takes seconds to import
-
-        return SummaryWriter(str(self.workdir))
-
     def drop_records_after(self, step: int) -> None:
-        """Removes the records of later steps from metrics.jsonl, since a resumed run writes them again."""
+        """Removes the records of later steps from metrics.jsonl, since a resumed run writes them again.
+
+        TensorBoard ignores its events of later steps. Must be called before anything is written.
+        """
+        self._events.drop_events_after(step)
         path = self.workdir / "metrics.jsonl"
         if not self.active or not path.exists():
             return
@@ -74,21 +74,45 @@ class Reporter:
         """
         if not self.active:
             return
-        if self._of_part:
-            metrics = {re.sub("^val_", "val_part_", name): value for name, value in metrics.items()}
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+        metrics = {re.sub("^val_", self._scores_prefix, name): value for name, value in metrics.items()}
+        self._events.write(step, metrics)
         with (self.workdir / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
+    def write_class_scores(self, step: int, scores: Mapping[str, float | None]) -> None:
+        """Writes the panoptic quality of categories to the TensorBoard events.
+
+        Args:
+          step: Number of updates so far.
+          scores: Scores by name of the category; those that are undefined are None.
+        """
+        if self.active:
+            group = f"{self._scores_prefix}pq_by_class"
+            defined = {name: score for name, score in scores.items() if score is not None}
+            self._events.write(step, {f"{group}/{name}": score for name, score in defined.items()})
+
+    def wants_picture(self, step: int, name: str) -> bool:
+        """Whether `write_picture` is to be called for an image, see `TensorBoard.wants_picture`."""
+        return self.active and self._events.wants_picture(step, name)
+
+    def write_picture(self, step: int, name: str, picture: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Writes the picture of an image to the TensorBoard events.
+
+        Args:
+          step: Number of updates so far.
+          name: Name of the image.
+          picture: Picture, such as that of `side_by_side`.
+        """
+        self._events.write_picture(step, name, picture)
+
     @contextlib.contextmanager
-    def scores_of_part(self) -> Iterator[None]:
-        """Within this block, scores are of a part of the images: `val_part_*` instead of `val_*`."""
-        self._of_part = True
+    def scores_as(self, prefix: str) -> Iterator[None]:
+        """Within this block, names of scores begin with a prefix such as `val_part_` instead of `val_`."""
+        self._scores_prefix = prefix
         try:
             yield
         finally:
-            self._of_part = False
+            self._scores_prefix = "val_"
 
     def draw_curves(self) -> None:
         """Draws curves.png from all records in metrics.jsonl."""
@@ -102,8 +126,7 @@ class Reporter:
 
     def close(self) -> None:
         """Writes the remaining TensorBoard events and closes their file."""
-        if "_events" in self.__dict__:
-            self._events.close()
+        self._events.close()
 
 
 def _record(line: str) -> dict[str, Any] | None:

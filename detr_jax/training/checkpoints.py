@@ -15,17 +15,20 @@ from detr_jax.config_rules import parse_json
 from detr_jax.data.categories import to_json
 from detr_jax.data.example import Source
 from detr_jax.errors import UserError
-from detr_jax.models.detr import Detr
+from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
 from detr_jax.runtime.files import write_text
 from detr_jax.runtime.reporting import log
 from detr_jax.runtime.workdir import require_space
+from detr_jax.training.averaging import AverageState, first_average, split_average
 from detr_jax.training.step import TrainState
 from detr_jax.weights.checksums import (
+    AVERAGE,
     CHECKSUMS,
     ITEMS,
     DamagedCheckpointError,
     damage,
+    has_average,
     item_shapes,
     newest_whole_step,
     read_data_state,
@@ -94,24 +97,24 @@ class Checkpoints:
           state: State on the devices.
           iterator: Iterator over the training data.
         """
-        params, opt_state = parallel.unreplicate((state.params, state.opt_state))
-        sums = {
-            **tree_checksums("params", params),
-            **tree_checksums("opt_state", opt_state),
-            **state_checksum(iterator.get_state()),
-        }
+        trees = _trees(state)
+        sums = state_checksum(iterator.get_state())
+        for name, tree in trees.items():
+            sums |= tree_checksums(name, tree)
         self._manager.save(
             state.step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                opt_state=ocp.args.StandardSave(opt_state),
                 data=grain.checkpoint.CheckpointSave(iterator),
+                **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
                 **{CHECKSUMS: ocp.args.JsonSave(sums)},
             ),
         )
 
     def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
         """Restores the newest checkpoint to all devices, and sets the iterator to its position in the data.
+
+        If `optim.ema` was 0, the average starts from the restored parameters; if it is 0 now, the average is
+        dropped.
 
         Args:
           state: Initial state, whose structure and shapes the checkpoint must have.
@@ -121,11 +124,14 @@ class Checkpoints:
           UserError: The checkpoint is damaged, or of a different model or stage.
         """
         step = self.latest_step or 0
-        params, opt_state = parallel.unreplicate((state.params, state.opt_state))
-        expected = {"params": params, "opt_state": opt_state}
+        expected = _trees(state)
         folder = Path(self._manager.directory)
         try:
             require_items(folder, step, ITEMS)
+            stored = has_average(folder, step)
+            _log_average(step, stored, AVERAGE in expected)
+            if not stored:
+                expected.pop(AVERAGE, None)
             found = {name: item_shapes(folder, step, name) for name in expected}
             # Before restoring: Orbax silently restores arrays of a different shape.
             if differences := shape_differences(found, expected):
@@ -139,7 +145,7 @@ class Checkpoints:
             raise with_remedy(error, folder, step, ITEMS) from error
         iterator.set_state(position)
         iterator.start_prefetch()
-        return TrainState(step, *parallel.replicate((restored["params"], restored["opt_state"])))
+        return TrainState(step, *parallel.replicate(_joined(restored, state)))
 
     def require_space(self, state: TrainState) -> None:
         """Checks that the disk has room for the checkpoints of a run.
@@ -158,6 +164,36 @@ class Checkpoints:
     def wait(self) -> None:
         """Blocks until all checkpoints are on disk."""
         self._manager.wait_until_finished()
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    """The items of a checkpoint that are trees of arrays, on the host."""
+    params, opt_state = parallel.unreplicate((state.params, state.opt_state))
+    opt_state, average = split_average(opt_state)
+    trees = {"params": params, "opt_state": opt_state}
+    return trees if average is None else trees | {AVERAGE: average._asdict()}
+
+
+def _joined(trees: dict[str, Any], like: TrainState) -> tuple[Params, Any]:
+    """Parameters and optimizer state from the items of a checkpoint, on the host.
+
+    Args:
+      trees: Items, see `_trees`; without an average, it starts from the parameters if `like` has one.
+      like: State with the same structure.
+    """
+    params, opt_state = trees["params"], trees["opt_state"]
+    _, average = split_average(like.opt_state)
+    if average is None:
+        return params, opt_state
+    stored = trees.get(AVERAGE)
+    return params, (*opt_state, AverageState(**stored) if stored else first_average(params, average))
+
+
+def _log_average(step: int, stored: bool, expected: bool) -> None:
+    if expected and not stored:
+        log(f"step {step} has no moving average of the parameters: it starts from those of that step")
+    if stored and not expected:
+        log(f"optim.ema is 0: the moving average of the parameters of step {step} is dropped")
 
 
 class BestCheckpoint:

@@ -19,14 +19,16 @@ from detr_jax.runtime.interruption import Interrupted, Interruption
 from detr_jax.runtime.reporting import Reporter, log
 from detr_jax.runtime.training_progress import TrainingProgress
 from detr_jax.runtime.workdir import claim
+from detr_jax.training.averaging import averaged_params
 from detr_jax.training.checkpoints import BestCheckpoint, Checkpoints, save_description
 from detr_jax.training.divergence import DivergenceCheck
 from detr_jax.training.losses import LossWeights
 from detr_jax.training.metrics import IntervalMeans, logged_metrics
-from detr_jax.training.optim import make_optimizer
+from detr_jax.training.optim import learning_rates, make_optimizer
 from detr_jax.training.profiling import Profiler
 from detr_jax.training.resume import check_same_run
 from detr_jax.training.step import TrainStep
+from detr_jax.training.step_clock import StepClock
 from detr_jax.training.step_plan import StepPlan
 from detr_jax.weights.initialize import starting_model
 from detr_jax.weights.runs import blank_run, latest_step
@@ -121,7 +123,7 @@ class _Run:
                 f"{self.plan.total}: set --config.steps={self._first} or more, or use --mode=eval"
             )
         self._divergence = DivergenceCheck(config.optim.skip_nonfinite, lambda: self.checkpoints.latest_step)
-        self._means = IntervalMeans()
+        self._means, self._clock = IntervalMeans(), StepClock()
         self._part = EvenPart(self._held_out, self.plan.part_images) if self.plan.part_images else None
         self._best = BestCheckpoint(workdir, self._first, len(self._part or self._held_out))
         self._model, params = _initial_model(config, workdir, self.source, self._first)
@@ -144,8 +146,11 @@ class _Run:
         Raises:
           DivergedError: The step before was not finite.
         """
+        logged = self.plan.logs(self.step + 1) and self.step > self._first  # the first step compiles
+        self._clock.start(logged, self.state.params)
         batch = next(self.batches)
-        self.state, metrics = self._train_step(self.state, batch)
+        self._clock.data_arrived()
+        self.state, metrics = self._train_step(self.state, batch, self._clock)
         self._divergence.after_step(self.step, metrics, batch.image_id)
         self._means.add(metrics)
         if self.step == self._first + 1:  # this step compiled, so it is not timed
@@ -161,8 +166,11 @@ class _Run:
           DivergedError: The step is not finite.
         """
         self._divergence.check()
-        weights = LossWeights.from_config(self.config.loss)
-        metrics = logged_metrics(self.step, self._means.take(), self.config.stage, weights)
+        config, means = self.config, self._means.take()
+        updates = int(means.get("updates", self.step))
+        metrics = logged_metrics(self.step, means, config.stage, LossWeights.from_config(config.loss))
+        metrics |= learning_rates(config.optim, self.plan.total, updates - 1, self._train_step.parts)
+        metrics |= self._clock.take()
         if images_per_second := self.progress.report(self.step, metrics):
             metrics["images_per_second"] = images_per_second
         self.reporter.write(self.step, metrics)
@@ -180,7 +188,8 @@ class _Run:
         """Evaluates the current state, and keeps it in `best/` if it is the best so far.
 
         With `eval.part_count`, it is evaluated on a part of the images, which is always the same one and
-        alone decides which state is the best; after the last step also on all images.
+        alone decides which state is the best; after the last step also on all images. With `optim.ema`, the
+        averaged parameters are evaluated, and after the last step also those of that step.
 
         Args:
           interruption: Stops the evaluation at a signal.
@@ -196,8 +205,11 @@ class _Run:
             if self._part is None:
                 result = self._scores(self._held_out, last)
             else:
-                with self.reporter.scores_of_part():
+                with self.reporter.scores_as("val_part_"):
                     result = self._scores(self._part, False)
+            if last and self._averages:
+                with self.reporter.scores_as("val_raw_"):
+                    self._scores(self._part or self._held_out, False, averaged=False)
         self._best.save_if_best(self.state, self.batches, result)
         if last and self._part is not None:
             with interruption.immediate():
@@ -205,12 +217,18 @@ class _Run:
         self.progress.restart(self.step)
         return result
 
-    def _scores(self, source: Source, last: bool) -> dict[str, Any]:
+    @property
+    def _averages(self) -> bool:
+        """Whether averaged parameters are evaluated."""
+        return bool(self.config.optim.ema and self.config.eval.averaged)
+
+    def _scores(self, source: Source, last: bool, averaged: bool = True) -> dict[str, Any]:
+        params = self.state.params
+        if averaged and self._averages:
+            params = averaged_params(params, self.state.opt_state)
         log(f"step {self.step}: evaluating {len(source)} of {len(self._held_out)} images")
         with self.progress.evaluation(len(source), self.step):
-            return evaluate_model(
-                self.config, self._model, self.state.params, source, self.reporter, self.step, last
-            )
+            return evaluate_model(self.config, self._model, params, source, self.reporter, self.step, last)
 
     def close(self) -> None:
         """Finishes pending checkpoints and closes the files of the reporter, whatever ended the run."""

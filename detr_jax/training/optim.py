@@ -3,7 +3,7 @@
 AdamW: https://arxiv.org/abs/1711.05101
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optax
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from detr_jax.errors import UserError
 from detr_jax.models.detr import Params
+from detr_jax.training.averaging import average_params
 
 STAGES = ("boxes", "masks", "joint")
 
@@ -67,7 +68,8 @@ def merge_params(*parts: Mapping[str, Any]) -> Params:
 def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransformation:
     """Clips the global norm of the gradients, then applies AdamW with two learning rates.
 
-    The backbone has the learning rate `learning_rate_backbone`, all other parameters `learning_rate`.
+    The backbone has the learning rate `learning_rate_backbone`, all other parameters `learning_rate`. With
+    `ema`, the state also holds a moving average of the parameters, see `average_params`.
 
     Args:
       config: The `optim` section of a config.
@@ -88,7 +90,29 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> optax.GradientTransf
         )
 
     parts = {"backbone": adamw(config.learning_rate_backbone), "rest": adamw(config.learning_rate)}
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.transforms.partition(parts, labels))
+    steps = [optax.clip_by_global_norm(config.clip_norm), optax.transforms.partition(parts, labels)]
+    if config.ema:
+        steps.append(average_params(config.ema))
+    return optax.chain(*steps)
+
+
+def learning_rates(
+    config: ConfigDict, total_steps: int, updates: int, parts: Iterable[str]
+) -> dict[str, float]:
+    """The learning rates of an update by part of the model, see `part_of`.
+
+    Args:
+      config: The `optim` section of a config.
+      total_steps: Number of updates of the run.
+      updates: Number of updates before this one.
+      parts: Parts that are trained.
+
+    Returns:
+      Learning rates, named "learning_rate_" and the name of the part.
+    """
+    factor = float(make_schedule(config, total_steps)(updates))
+    rates = {"backbone": config.learning_rate_backbone}
+    return {f"learning_rate_{part}": factor * rates.get(part, config.learning_rate) for part in parts}
 
 
 def make_schedule(config: ConfigDict, total_steps: int) -> Callable[[Any], Float[Array, ""] | float]:

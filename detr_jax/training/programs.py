@@ -38,6 +38,7 @@ from detr_jax.training.losses import (
 )
 from detr_jax.training.matching import MatchingWeights, assign_on_device, matching_cost
 from detr_jax.training.optim import merge_params, split_params
+from detr_jax.training.parts import norms
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -137,8 +138,7 @@ def forward(
 
     Returns:
       The outputs; the matching costs, (layers, batch, queries, targets), or with `assigns_on_device` the
-      assignment, (layers, batch, targets); and the vjp of the outputs with respect to the trained parameters
-      of the detector.
+      assignment, (layers, batch, targets); and the vjp of the outputs for the detector's trained parameters.
     """
     trained, constant = settings.split_params(params)
     detector = {name: part for name, part in trained.items() if name != "mask_head"}
@@ -246,18 +246,18 @@ def apply(
 
     Returns:
       The new parameters, the new state of the optimizer, and the metrics. These have in addition
-      gradient_norm, the global norm before clipping; nonfinite, see `divergence.TERMS`; and with
-      `skip_nonfinite`, updates, the number of updates that were not dropped. They replace "unmatched".
+      gradient_norm, before clipping, and weight_norm, see `parts.norms`; nonfinite, see `divergence.TERMS`;
+      and with `skip_nonfinite`, updates, the number of updates not dropped. They replace "unmatched".
     """
     gradients, metrics = parallel.mean_over_devices(gradients_and_metrics)
     unmatched = metrics.pop("unmatched")
     trained, _ = settings.split_params(params)
     updates, new_state = settings.optimizer.update(gradients, opt_state, trained)
     new = optax.apply_updates(trained, updates)
-    norm = optax.global_norm(gradients)
+    metrics |= norms("gradient_norm", gradients) | norms("weight_norm", new)
     # All of this is the same on all devices, so that all of them drop an update, or none.
-    finite = (unmatched == 0, jnp.isfinite(metrics["loss"]), jnp.isfinite(norm), divergence.all_finite(new))
-    metrics |= {"gradient_norm": norm, "nonfinite": divergence.first_false(finite)}
+    numbers = jnp.isfinite(metrics["loss"]), jnp.isfinite(metrics["gradient_norm"])
+    metrics["nonfinite"] = divergence.first_false((unmatched == 0, *numbers, divergence.all_finite(new)))
     if settings.skip_nonfinite:
         keep = metrics["nonfinite"] == 0
         new, new_state = jax.tree.map(

@@ -30,7 +30,9 @@ from detr_jax.runtime import parallel
 from detr_jax.runtime.progress import FirstCalls
 from detr_jax.training import programs
 from detr_jax.training.matching import assign_batch
+from detr_jax.training.parts import part_of
 from detr_jax.training.programs import StepSettings
+from detr_jax.training.step_clock import StepClock
 
 
 class TrainState(NamedTuple):
@@ -48,7 +50,13 @@ class TrainState(NamedTuple):
 
 
 class TrainStep:
-    """Updates the state with one batch, on all local devices."""
+    """Updates the state with one batch, on all local devices.
+
+    Attributes:
+      settings: Settings of the run.
+      pair_lengths: Static numbers of pairs per image that the update is compiled for.
+      parts: Parts of the model that are trained, see `part_of`; none before `init`.
+    """
 
     def __init__(self, model: Detr, config: ConfigDict, optimizer: optax.GradientTransformation):
         """Compiles nothing yet.
@@ -63,6 +71,7 @@ class TrainStep:
         """
         self.settings = settings = StepSettings.from_config(config, model, optimizer)
         self.pair_lengths = tuple(config.pair_lengths)
+        self.parts: tuple[str, ...] = ()
         self._first_calls = FirstCalls()
         self._forward = parallel.per_device(functools.partial(programs.forward, settings))
         self._update = parallel.per_device(
@@ -83,15 +92,19 @@ class TrainStep:
           UserError: The stage is unknown, or trains a mask head that the model lacks.
         """
         trained, _ = self.settings.split_params(params)
+        self.parts = tuple(dict.fromkeys(map(part_of, trained)))
         params, opt_state = parallel.replicate((params, self.settings.optimizer.init(trained)))
         return TrainState(0, params, opt_state)
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Float[Array, "..."]]]:
+    def __call__(
+        self, state: TrainState, batch: Batch, clock: StepClock | None = None
+    ) -> tuple[TrainState, dict[str, Float[Array, "..."]]]:
         """Makes one update.
 
         Args:
           state: Current state. Its arrays are donated, so it must not be used afterwards.
           batch: Batch of this process, on the host. It is divided among the devices.
+          clock: Measures the forward pass, the matching and the update; one program is one update.
 
         Returns:
           The new state, and metrics averaged over all devices, each on every device (`parallel.unreplicate`).
@@ -100,6 +113,14 @@ class TrainStep:
         Raises:
           UserError: The batch size is not divisible by the number of devices times `accumulate_steps`.
         """
+        clock = clock or StepClock()
+        state, metrics = self._run(state, batch, clock)
+        clock.end("update", metrics)
+        return state, metrics
+
+    def _run(
+        self, state: TrainState, batch: Batch, clock: StepClock
+    ) -> tuple[TrainState, dict[str, Float[Array, "..."]]]:
         parts = self.settings.parts
         labels = parallel.shard(batch.labels, parts=parts)
         if parts == 1 and not self.settings.needs_host:
@@ -108,31 +129,34 @@ class TrainStep:
                 params, opt_state, metrics = self._whole(state.params, state.opt_state, labels, *arguments)
             return TrainState(state.step + 1, params, opt_state), metrics
         if parts == 1:
-            arguments = self._run_forward(state, batch, 0)
+            arguments = self._run_forward(state, batch, 0, clock)
             with self._first_calls(_describe_update(batch, *arguments)):
                 params, opt_state, metrics = self._update(state.params, state.opt_state, labels, *arguments)
             return TrainState(state.step + 1, params, opt_state), metrics
         total = None
         for part in range(parts):
-            arguments = self._run_forward(state, _rows(batch, part, parts), part)
+            arguments = self._run_forward(state, _rows(batch, part, parts), part, clock)
             with self._first_calls(_describe_update(batch, *arguments)):
                 result = self._gradients(state.params, labels, *arguments)
             total = result if total is None else self._add(total, result)
+            clock.end("update", total)
         params, opt_state, metrics = self._apply(state.params, state.opt_state, total)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    def _run_forward(self, state: TrainState, batch: Batch, part: int) -> tuple[Any, ...]:
+    def _run_forward(self, state: TrainState, batch: Batch, part: int, clock: StepClock) -> tuple[Any, ...]:
         """Runs the forward pass and the matching; returns the arguments of `gradients` after `labels`."""
         on_devices, *position = self._forward_arguments(state, batch, part)
         with self._first_calls(f"the forward pass of training for {_pixels(batch)}"):
             outputs, result, vjp = self._forward(state.params, on_devices, *position)
         assignment = np.asarray(result)
+        clock.end("forward", vjp)
         if not self.settings.assigns_on_device:
             assignment = _assign_finite(assignment, batch.labels.reshape(on_devices.labels.shape))
         pairs = None
         if self.settings.trains_masks:
             assert batch.image_id is not None  # on the host
             pairs = self._mask_pairs(state.step, assignment[:, -1], batch.image_id)
+        clock.end("matching")
         return on_devices, outputs, vjp, assignment, pairs
 
     def _forward_arguments(self, state: TrainState, batch: Batch, part: int) -> tuple[Batch, Array, Array]:

@@ -22,6 +22,7 @@ from detr_jax.errors import UserError
 
 CHECKSUMS = "checksums"
 ITEMS = {"params": "parameters", "opt_state": "optimizer state", "data": "position in the data"}
+AVERAGE = "average"  # item of runs with `optim.ema`: the moving average of the trained parameters
 
 
 class DamagedCheckpointError(UserError):
@@ -138,6 +139,8 @@ def require_items(folder: Path, step: int, items: Iterable[str]) -> None:
     missing = [name for name in items if not (folder / str(step) / name).is_dir()]
     if "params" in missing:
         raise _damaged(folder, step, "it has no parameters")
+    if AVERAGE in missing:
+        raise _damaged(folder, step, "its moving average is missing")
     if missing:
         names = " and no ".join(ITEMS[name] for name in missing)
         raise IncompleteCheckpointError(f"the checkpoint of step {step} in {folder} has no {names}")
@@ -172,9 +175,21 @@ def newest_whole_step(folder: Path, below: int, items: Iterable[str]) -> int | N
     return None
 
 
+def has_average(folder: Path, step: int) -> bool:
+    """Whether a step was saved with a moving average of the parameters (`optim.ema`).
+
+    Raises:
+      DamagedCheckpointError: The checksums of the step are missing or damaged.
+    """
+    if (folder / str(step) / AVERAGE).is_dir():
+        return True
+    return any(name.startswith(f"{AVERAGE}/") for name in _stored_checksums(folder, step))
+
+
 def damage(folder: Path, step: int, items: Iterable[str]) -> DamagedCheckpointError | None:
-    """What is wrong with a step, or None if all `items` are as they were saved."""
+    """What is wrong with a step, or None if all `items`, and the average if any, are as they were saved."""
     try:
+        items = [*items, *[AVERAGE] * has_average(folder, step)]
         require_items(folder, step, items)
         if "data" in items:
             read_data_state(folder, step)
@@ -216,7 +231,7 @@ def _verify(folder: Path, step: int, item: str, tree: Any, expected: dict[str, i
         if wrong:
             more = f" and {len(wrong) - 1} other arrays" if len(wrong) > 1 else ""
             raise _damaged(folder, step, f"{wrong[0]}{more} differ from what was saved")
-    if item == "params":
+    if item in ("params", AVERAGE):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if not np.isfinite(np.asarray(leaf, np.float32)).all():
                 name = jax.tree_util.keystr(path, simple=True, separator="/")

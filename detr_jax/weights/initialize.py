@@ -106,18 +106,21 @@ def trained_model(config: ConfigDict, workdir: str | Path) -> TrainedModel:
 
 def _load_following(config: ConfigDict, source: str) -> tuple[Detr, Params, str]:
     """The model and the parameters of a checkpoint, and which settings it decided."""
-    loaded = _load(source, config.model, config.checkpoint.fallback)
+    loaded = _load(source, config.model, config.checkpoint.fallback, config.eval.averaged)
     validate(config)  # again, now that the model is known
     return loaded
 
 
-def load_model(source: str, section: ConfigDict, fallback: bool = False) -> tuple[Detr, Params]:
+def load_model(
+    source: str, section: ConfigDict, fallback: bool = False, averaged: bool = True
+) -> tuple[Detr, Params]:
     """A model with the parameters, and the number of classes, of a checkpoint.
 
     Args:
       source: Directory of a run, or a checkpoint file, see `tensor_files.locate`.
       section: The `model` section of a config. It follows the checkpoint, in place, see `follow_checkpoint`.
       fallback: Whether a run whose newest checkpoint is damaged gives the newest one that is whole.
+      averaged: Whether a run with `optim.ema` gives the moving average of its parameters.
 
     Returns:
       The model and its parameters, on the host.
@@ -126,17 +129,17 @@ def load_model(source: str, section: ConfigDict, fallback: bool = False) -> tupl
       MissingFileError: There is no such checkpoint.
       WeightsError: The checkpoint cannot be read, or contradicts the config.
     """
-    model, params, _ = _load(source, section, fallback)
+    model, params, _ = _load(source, section, fallback, averaged)
     return model, params
 
 
-def _load(source: str, section: ConfigDict, fallback: bool) -> tuple[Detr, Params, str]:
+def _load(source: str, section: ConfigDict, fallback: bool, averaged: bool) -> tuple[Detr, Params, str]:
     """See `load_model`; also returns which values of `section` were taken from the checkpoint."""
     stored, remark = stored_with(source), ""
     if stored:
         remark = follow_checkpoint(section, model_of_config(stored["config"]), source)
     if is_run(source):
-        return *load_run(source, section, fallback), remark
+        return *load_run(source, section, fallback, averaged), remark
     state = tensor_files.read_state_dict(source)
     if not stored:
         remark = follow_checkpoint(section, model_of_tensors(state, source), source)

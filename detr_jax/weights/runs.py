@@ -6,13 +6,16 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.models.detr import Detr, Params, build_model, param_shapes
 from detr_jax.weights import tensor_files
 from detr_jax.weights.checksums import (
+    AVERAGE,
     DamagedCheckpointError,
+    has_average,
     item_shapes,
     newest_whole_step,
     read_step,
@@ -39,13 +42,16 @@ def is_run(source: str | Path) -> bool:
     return Path(source).is_dir() and (latest_step(source) is not None or checkpoint_in(source) is None)
 
 
-def load_params(workdir: str | Path, step: int | None = None, fallback: bool = False) -> Params:
+def load_params(
+    workdir: str | Path, step: int | None = None, fallback: bool = False, averaged: bool = True
+) -> Params:
     """Parameters of a checkpoint of a run, on the host, verified.
 
     Args:
       workdir: Directory of the run.
       step: Step of the checkpoint; the newest by default.
       fallback: Whether to take the newest checkpoint that is whole if the one asked for is damaged.
+      averaged: Whether trained parameters are the moving average, if the run has one (`optim.ema`).
 
     Raises:
       MissingFileError: The run has no such checkpoint.
@@ -54,21 +60,29 @@ def load_params(workdir: str | Path, step: int | None = None, fallback: bool = F
     folder = checkpoint_folder(workdir)
     step = _existing_step(folder, step)
     try:
-        return cast(Params, read_step(folder, step, {"params": None})["params"])
+        items = ["params", AVERAGE] if averaged and has_average(folder, step) else ["params"]
+        found = read_step(folder, step, dict.fromkeys(items))
     except DamagedCheckpointError as error:
         whole = newest_whole_step(folder, step, ["params"]) if fallback else None
         if whole is None:
             raise with_remedy(error, folder, step, ["params"]) from error
-        return load_params(workdir, whole)
+        return load_params(workdir, whole, averaged=averaged)
+    if AVERAGE not in found:
+        return cast(Params, found["params"])
+    average = flatten_dict(found[AVERAGE]["params"])
+    return cast(Params, unflatten_dict(flatten_dict(found["params"]) | average))
 
 
-def load_run(workdir: str | Path, config: ConfigDict, fallback: bool = False) -> tuple[Detr, Params]:
+def load_run(
+    workdir: str | Path, config: ConfigDict, fallback: bool = False, averaged: bool = True
+) -> tuple[Detr, Params]:
     """The model of a run, with the parameters and the number of classes of its newest checkpoint.
 
     Args:
       workdir: Directory of the run.
       config: The `model` section of a config.
       fallback: Whether to take the newest checkpoint that is whole if the newest is damaged.
+      averaged: Whether trained parameters are the moving average, if the run has one (`optim.ema`).
 
     Returns:
       The model and its parameters, on the host.
@@ -78,7 +92,7 @@ def load_run(workdir: str | Path, config: ConfigDict, fallback: bool = False) ->
       DamagedCheckpointError: The checkpoint is damaged.
       WeightsError: The checkpoint is of a different model; the message names the parameters.
     """
-    params = load_params(workdir, fallback=fallback)
+    params = load_params(workdir, fallback=fallback, averaged=averaged)
     return _model_of(workdir, config, params), params
 
 

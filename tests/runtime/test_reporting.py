@@ -31,7 +31,7 @@ def test_other_processes_log_and_write_nothing(monkeypatch, tmp_path, capsys):
 
 def test_scores_of_a_part_of_the_images_have_names_of_their_own(tmp_path):
     reporter = Reporter(tmp_path)
-    with reporter.scores_of_part():
+    with reporter.scores_as("val_part_"):
         reporter.write(1, {"val_pq_all": 0.5})
     reporter.write(1, {"val_pq_all": 0.4})
     reporter.close()
