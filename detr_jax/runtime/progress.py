@@ -6,10 +6,11 @@ such as an evaluation while training, appear below those of the other. Only proc
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jaxtyping import Array, Shaped
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
@@ -20,6 +21,7 @@ from detr_jax.runtime.reporting import log
 _SECONDS_BETWEEN_LINES = 30.0
 
 
+@runtime_checkable
 class Advance(Protocol):
     """Counts items as done."""
 
@@ -147,6 +149,23 @@ class FirstCalls:
             return contextlib.nullcontext()
         self._called.add(what)
         return compiling(what)
+
+
+def announced(name: str, program: Callable[..., Any]) -> Callable[..., Any]:
+    """A program that shows when it compiles.
+
+    Args:
+      name: Name of the program, such as "evaluation".
+      program: Function of parameters, images (devices, batch, height, width, 3) and other arguments.
+    """
+    first_calls = FirstCalls()
+
+    def run(params: Any, images: Shaped[Array, "devices batch height width 3"], *rest: Any) -> Any:
+        height, width = images.shape[2:4]
+        with first_calls(f"the {name} for {height}x{width} pixels"):
+            return program(params, images, *rest)
+
+    return run
 
 
 class _Count:
