@@ -93,7 +93,7 @@ def _evaluate_images(
     """Adds all images to `quality`, and logs warnings about the files."""
     evaluated = []
     findings: collections.Counter[str] = collections.Counter()
-    with progress("images", len(ids)) as advance:
+    with progress("images", len(ids), "evaluation") as advance:
         for compared in compare_all(predicted, truth, ids):
             segments = compared.truth["segments_info"], compared.prediction["segments_info"]
             matches = quality.add(compared.overlaps, *segments, compared.image_id)
