@@ -1,7 +1,6 @@
 """Evaluates a model on a dataset, batch by batch. Predicted segment maps are not kept in memory."""
 
 import itertools
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,24 +15,24 @@ from detr_jax.data.example import Category, Example, Source
 from detr_jax.data.panoptic import from_example
 from detr_jax.data.pipeline import check_eval_data, eval_data, load_source
 from detr_jax.errors import UserError
-from detr_jax.evaluation.average_precision import METRICS
 from detr_jax.evaluation.evaluation_files import IndexedSource, write_evaluation
-from detr_jax.evaluation.one_pass import EvalBatches, Evaluation, OnImage, evaluate_batches
-from detr_jax.evaluation.panoptic_quality import GROUPS, format_table
+from detr_jax.evaluation.one_pass import EvalBatches, Evaluation, OnDetections, OnImage, evaluate_batches
+from detr_jax.evaluation.panoptic_quality import format_table
 from detr_jax.evaluation.quality_backends import make_quality
 from detr_jax.evaluation.results import Checkpoint, params_sha256
+from detr_jax.evaluation.scores import report_scores
 from detr_jax.evaluation.submission import Submission
 from detr_jax.evaluation.true_objects import TrueObjects, objects_of_file, objects_of_segments
 from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
-from detr_jax.runtime.files import write_text
+from detr_jax.runtime.progress import Advance, progress
 from detr_jax.runtime.reporting import Reporter, log
-from detr_jax.runtime.workdir import claim
+from detr_jax.runtime.workdir import EVALUATED, claim
 from detr_jax.visualize import side_by_side
 from detr_jax.weights.class_agreement import GivenCategories, check_categories
-from detr_jax.weights.initialize import trained_model
+from detr_jax.weights.initialize import TrainedModel, trained_model
 from detr_jax.weights.runs import latest_step
 
 
@@ -42,11 +41,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates a run's newest checkpoint, or else `config.init_from`, and logs the scores (`--mode=eval`).
 
+    Another process may train in the workdir: its metrics.jsonl, TensorBoard events and curves.png are not
+    changed.
+
     Args:
       config: Whole config, see `default_config`.
       workdir: Directory of the run. Receives results.json, report.html, evaluation/ (matches of each image,
-        and the files that the COCO server takes), evaluation.json, metrics.jsonl, TensorBoard events,
-        curves.png and pictures/.
+        and the files that the COCO server takes), evaluation.json and pictures/.
       categories: Categories of the checkpoint's classes, see `categories_of`; by default those known.
 
     Returns:
@@ -56,7 +57,7 @@ def evaluate(
       UserError: The config is invalid, or the data or the checkpoint does not fit it.
     """
     validate(config)
-    with claim(workdir):
+    with claim(workdir, EVALUATED):
         return _evaluate_claimed(config, Path(workdir), categories)
 
 
@@ -104,7 +105,7 @@ def _evaluate_claimed(
 ) -> dict[str, Any]:
     source = IndexedSource(load_source(config.data, "eval"))
     check_evaluation(config, source)
-    model, params, origin, remark = trained_model(config, workdir)
+    (model, params, origin, remark), step = _newest_model(config, workdir)
     if remark:
         log(remark)
     check_categories(origin, model.num_classes, source.categories, categories)
@@ -126,22 +127,33 @@ def _evaluate_claimed(
             draw(example, prediction)
 
         start = time.monotonic()
-        evaluation = evaluate_batches(
+        evaluation = _run(
             segmenter,
-            eval_data(source, config),
-            _metrics(config, training=False),
-            backend=config.eval.backend,
-            true_objects=_true_objects(config, source.categories),
+            source,
+            config,
+            training=False,
             on_image=on_image if _predicts_masks(config) else None,
             on_detections=submission.on_detections,
         )
         seconds = time.monotonic() - start
-    step = latest_step(workdir)
-    result = _report(evaluation, source.categories, reporter, step or 0, last=True)
-    reporter.close()
+    result = report_scores(evaluation, source.categories, reporter, None, last=True)
     checkpoint = Checkpoint(origin, step, params_sha256(params))
     write_evaluation(workdir, evaluation, segmenter, source, config, checkpoint, seconds)
     return result
+
+
+def _newest_model(config: ConfigDict, workdir: Path) -> tuple[TrainedModel, int | None]:
+    """The model to evaluate and its step; None without a checkpoint in the workdir.
+
+    A training may replace the checkpoint while it is read: then the newer one is read.
+    """
+    while True:
+        step = latest_step(workdir)
+        try:
+            return trained_model(config, workdir), step
+        except UserError:
+            if latest_step(workdir) == step:
+                raise
 
 
 def evaluate_model(
@@ -175,15 +187,38 @@ def evaluate_model(
     draw = None
     if _predicts_masks(config) and last and config.eval.pictures:
         draw = _draw_first(config.eval.pictures, reporter.workdir / "pictures", source.categories, reporter)
-    evaluation = evaluate_batches(
-        Segmenter.from_config(config, model, params, source.categories),
-        eval_data(source, config),
-        _metrics(config, training=True),
-        backend=config.eval.backend,
-        true_objects=_true_objects(config, source.categories),
-        on_image=draw,
-    )
-    return _report(evaluation, source.categories, reporter, step, last)
+    segmenter = Segmenter.from_config(config, model, params, source.categories)
+    evaluation = _run(segmenter, source, config, training=True, on_image=draw)
+    return report_scores(evaluation, source.categories, reporter, step, last)
+
+
+def _run(
+    segmenter: Segmenter,
+    source: Source,
+    config: ConfigDict,
+    *,
+    training: bool,
+    on_image: OnImage | None,
+    on_detections: OnDetections | None = None,
+) -> Evaluation:
+    """Evaluates the scores of a config on all images of a dataset, and shows how far it is."""
+    with progress("images", len(source), "evaluation") as advance:
+        return evaluate_batches(
+            segmenter,
+            _counted(eval_data(source, config), advance),
+            _metrics(config, training),
+            backend=config.eval.backend,
+            true_objects=_true_objects(config, source.categories),
+            on_image=on_image,
+            on_detections=on_detections,
+        )
+
+
+def _counted(batches: EvalBatches, advance: Advance) -> EvalBatches:
+    """The batches of this process; counts those of all processes, which run at the same time."""
+    for batch, examples in batches:
+        yield batch, examples
+        advance(len(examples) * jax.process_count())
 
 
 def evaluate_panoptic(
@@ -223,42 +258,6 @@ def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, 
     """
     result: dict[str, Any] = evaluate_batches(segmenter, batches, ("boxes",)).result["boxes"]
     return result
-
-
-def _report(
-    evaluation: Evaluation, categories: tuple[Category, ...], reporter: Reporter, step: int, last: bool
-) -> dict[str, Any]:
-    """Logs and writes the scores. Returns them as evaluation.json has them."""
-    result = evaluation.result
-    scores: dict[str, float | None] = {}
-    lines = []
-    if "panoptic" in result:
-        panoptic = result["panoptic"]
-        scores = {
-            f"{key}_{group.lower()}": panoptic[group][key] for group in GROUPS for key in ("pq", "sq", "rq")
-        }
-        line = "  ".join(f"PQ {group} {_percent(panoptic[group]['pq'])}" for group in GROUPS)
-        lines.append(format_table(panoptic, categories) if last else line)
-    for kind, name in (("boxes", "box "), ("masks", "mask ")):
-        if kind in result:
-            alone = len(result) == 1
-            shown = METRICS if alone or last else METRICS[:3]
-            prefix = "" if alone else f"{kind}_"
-            scores |= {f"{prefix}{metric}": result[kind][metric] for metric in shown}
-            numbers = "  ".join(f"{metric} {_percent(result[kind][metric])}" for metric in shown)
-            lines.append(numbers if alone else name + numbers)
-    log("\n".join(lines) if last else "  ".join(lines))
-    reporter.write(step, {f"val_{name}": value for name, value in scores.items() if value is not None})
-    reporter.draw_curves()
-    flat = result["boxes"] if set(result) == {"boxes"} else {**result.get("panoptic", {}), **result}
-    flat.pop("panoptic", None)
-    if reporter.active and last:
-        write_text(reporter.workdir / "evaluation.json", json.dumps(flat, indent=2))
-    return flat
-
-
-def _percent(score: float | None) -> str:
-    return "-" if score is None else f"{100 * score:.1f}"
 
 
 def _draw_first(count: int, folder: Path, categories: tuple[Category, ...], reporter: Reporter) -> OnImage:

@@ -14,16 +14,13 @@ from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.inference.fusion import FusionRules, kinds_of_classes
 from detr_jax.inference.original_sizes import axes_of, resizing, true_maps
 from detr_jax.inference.query_masks import QueryMasks
-from detr_jax.inference.segmentation_program import (
-    Segments,
-    segment,
-    segment_and_compare,
-)
+from detr_jax.inference.segmentation_program import Segments, segment, segment_and_compare
 from detr_jax.models import detr
 from detr_jax.models.detr import PAIRS_PER_ROUND, Detr, Outputs, Params
 from detr_jax.models.mask_head import Features
 from detr_jax.ops.mask_pairs import pad_pairs, query_pairs
 from detr_jax.runtime import parallel
+from detr_jax.runtime.progress import announced
 
 # A CPU is busy with few masks at a time, so that small rounds waste less of the last one.
 _PAIRS_PER_ROUND_ON_CPU = 4
@@ -277,12 +274,13 @@ def _compiled_programs(model: Detr, devices: tuple[jax.Device, ...] | None) -> _
     # Kinds of classes and rules are the same on all devices.
     axes = (0, 0, 0, 0, None, None)
     compare = functools.partial(segment_and_compare, model, per_round)
+    per_device = functools.partial(parallel.per_device, devices=devices)
     return _Programs(
-        parallel.per_device(functools.partial(segment, model, per_round), devices, in_axes=axes),
-        parallel.per_device(functools.partial(compare, False), devices, in_axes=(*axes, 0)),
-        parallel.per_device(functools.partial(compare, True), devices, in_axes=(*axes, 0)),
-        parallel.per_device(functools.partial(detect_last_layer, model), devices),
-        parallel.per_device(functools.partial(detr.predict_masks, model), devices),
+        announced("segmentation", per_device(functools.partial(segment, model, per_round), in_axes=axes)),
+        announced("evaluation", per_device(functools.partial(compare, False), in_axes=(*axes, 0))),
+        announced("evaluation", per_device(functools.partial(compare, True), in_axes=(*axes, 0))),
+        announced("detection", per_device(functools.partial(detect_last_layer, model))),
+        per_device(functools.partial(detr.predict_masks, model)),
     )
 
 

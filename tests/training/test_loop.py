@@ -14,6 +14,7 @@ from tiny import small_run
 from detr_jax import Predictor
 from detr_jax.errors import DivergedError, MissingFileError, UserError
 from detr_jax.evaluation.evaluate import evaluate
+from detr_jax.runtime.workdir import claim
 from detr_jax.training import loop
 from detr_jax.training.loop import train
 from detr_jax.training.step import TrainStep
@@ -52,7 +53,10 @@ def test_a_run_writes_metrics_checkpoints_and_pictures(config, tmp_path, capsys)
     assert "step 2: evaluating 2 of 5 images" in printed and "step 4: evaluating 5 of 5 images" in printed
     assert "Things" in printed and "disc" in printed
 
-    assert evaluate(config, tmp_path)["All"] == result["All"]
+    with claim(tmp_path):  # as if it were still training
+        assert evaluate(config, tmp_path)["All"] == result["All"]
+    after = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert after == records
     other = copy.deepcopy(config)
     other.model.feedforward_dim = 48
     with pytest.raises(UserError, match="of a different model"):
