@@ -130,7 +130,7 @@ FIELDS: dict[str, Field] = {
         "static shapes (height, width) that training images are padded to, in pixels; one program each"),
     "data.eval_shapes": Field(
         ((800, 1088), (1088, 800), (800, 1344), (1344, 800)), shapes,
-        "static shapes (height, width) that images are padded to in evaluation and prediction; one program each"),
+        "static shapes (height, width) of images in evaluation and prediction; one program each"),
     "data.eval_scale": Field(800, at_least(1), "shorter side of evaluation images in pixels"),
     "data.train_scales": Field(tuple(range(480, 801, 32)), scales,
         "shorter sides that training images are resized to, in pixels; empty: no resize"),

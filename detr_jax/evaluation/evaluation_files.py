@@ -15,7 +15,7 @@ from detr_jax.data.panoptic import from_example
 from detr_jax.data.pipeline import eval_data
 from detr_jax.evaluation.evaluated_image import write_images
 from detr_jax.evaluation.one_pass import Evaluation
-from detr_jax.evaluation.report import Picture, images_to_draw, write_report
+from detr_jax.evaluation.report.page import Picture, images_to_draw, write_report
 from detr_jax.evaluation.results import Checkpoint, describe_devices, write_results
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.runtime import parallel

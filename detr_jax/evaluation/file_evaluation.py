@@ -17,7 +17,7 @@ from detr_jax.errors import UserError
 from detr_jax.evaluation.evaluated_image import EvaluatedImage, write_images
 from detr_jax.evaluation.file_comparison import Compared, compare_all, read_map
 from detr_jax.evaluation.panoptic_quality import PanopticQuality
-from detr_jax.evaluation.report import Picture, images_to_draw, write_report
+from detr_jax.evaluation.report.page import Picture, images_to_draw, write_report
 from detr_jax.evaluation.result_files import (
     ResultFiles,
     check_categories,

@@ -6,7 +6,7 @@ import numpy as np
 from evaluated import CATEGORIES, evaluation, segmentations
 from PIL import Image
 
-from detr_jax.evaluation.report import Picture, images_to_draw, write_report
+from detr_jax.evaluation.report.page import Picture, images_to_draw, write_report
 from detr_jax.visualize import side_by_side
 
 PRECISION = {"AP": 0.578, "AP50": 0.8, "AP75": None, "per_class": {7: {"AP": 0.512}, "3": 0.431}}

@@ -1,6 +1,6 @@
 """Published scores are those of the papers: PQ is the mean of things and stuff, and below SQ and RQ."""
 
-from detr_jax.evaluation.published_scores import PUBLISHED_SCORES
+from detr_jax.evaluation.report.published_scores import PUBLISHED_SCORES
 
 
 def test_scores_are_consistent():

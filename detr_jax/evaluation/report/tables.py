@@ -10,8 +10,13 @@ from jaxtyping import Float64
 
 from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.example import Category
-from detr_jax.evaluation.published_scores import COCO_IMAGES, DETR_PAPER, PUBLISHED_SCORES, PublishedScores
 from detr_jax.evaluation.quality_counts import qualities
+from detr_jax.evaluation.report.published_scores import (
+    COCO_IMAGES,
+    DETR_PAPER,
+    PUBLISHED_SCORES,
+    PublishedScores,
+)
 
 GROUPS = {"All": "all", "Things": "things", "Stuff": "stuff"}
 # Classes above this number are listed in columns.

@@ -20,7 +20,7 @@ from detr_jax.evaluation.analysis import (
     quality_by_size,
 )
 from detr_jax.evaluation.quality_counts import class_counts, qualities
-from detr_jax.evaluation.report_charts import (
+from detr_jax.evaluation.report.charts import (
     LOSSES,
     calibration_chart,
     confusion_matrix,
@@ -29,7 +29,7 @@ from detr_jax.evaluation.report_charts import (
     mistake_list,
     size_chart,
 )
-from detr_jax.evaluation.report_tables import class_bars, class_table, escape, number_of, percent
+from detr_jax.evaluation.report.tables import class_bars, class_table, escape, number_of, percent
 from detr_jax.evaluation.segment_outcomes import SegmentOutcomes
 
 _SUMMARY_NAMES = {

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 
 from detr_jax.data.example import Category
 from detr_jax.evaluation.analysis import Calibration, LostQuality, SizeBin
-from detr_jax.evaluation.report_tables import escape, number_of, percent, scrolling
+from detr_jax.evaluation.report.tables import escape, number_of, percent, scrolling
 
 LOSSES = {
     "imprecise": ("Imprecise mask", "matched, but the IoU is below 1"),

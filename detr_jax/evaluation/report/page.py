@@ -15,12 +15,12 @@ from detr_jax import __version__
 from detr_jax.data.example import Category
 from detr_jax.evaluation.analysis import chosen_images, image_quality
 from detr_jax.evaluation.evaluated_image import EvaluatedImage
-from detr_jax.evaluation.report_analysis import analyse, analysis_sections, summary_of
-from detr_jax.evaluation.report_tables import comparison, escape, headline, number_of, percent, scrolling
+from detr_jax.evaluation.report.sections import analyse, analysis_sections, summary_of
+from detr_jax.evaluation.report.tables import comparison, escape, headline, number_of, percent, scrolling
 from detr_jax.evaluation.segment_outcomes import segment_outcomes
 from detr_jax.runtime.files import write_bytes
 
-_TEMPLATE = Path(__file__).parent / "report_page.html"
+_TEMPLATE = Path(__file__).parent / "page.html"
 # Pictures that are larger are stored as WebP of at most this width in pixels.
 _LARGE_BYTES = 60_000
 _PICTURE_WIDTH = 1920
