@@ -28,11 +28,16 @@ class TrainingProgress:
         self._lines: Lines | None = None
 
     @contextlib.contextmanager
-    def shown(self) -> Iterator[None]:
-        """The block of the training, within which there are live lines on a terminal."""
+    def shown(self, step: int) -> Iterator[None]:
+        """The block of the training, within which there are live lines on a terminal.
+
+        Args:
+          step: Number of steps before the first one of this process.
+        """
         with job() as self._lines:
             if self._lines is not None:
-                self._task = self._lines.add_task("training", total=self._total, text="")
+                text = self._text(step)
+                self._task = self._lines.add_task("training", total=self._total, completed=step, text=text)
             yield
 
     def restart(self, step: int) -> None:

@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         log(_summary(run))
         try:
             profiler = Profiler(config.profile, Path(workdir) / "profile")
-            with Interruption() as interruption, profiler, run.progress.shown():
+            with Interruption() as interruption, profiler, run.progress.shown(run.step):
                 return _train(run, interruption, profiler)
         finally:
             run.close()

@@ -15,7 +15,7 @@ def test_lines_in_a_log_have_rate_and_the_time_left_with_evaluations(capsys, mon
     now = [0.0]
     monkeypatch.setattr(rates.time, "monotonic", lambda: now[0])
     progress = TrainingProgress(100, 8, lambda step: 40 if step < 100 else 0)
-    with progress.shown():
+    with progress.shown(0):
         assert (
             progress.report(1, {"loss": 3.0, "loss_ce": 1.5, "other": 7.0, "frozen/loss_bbox": 1.0}) is None
         )
@@ -44,7 +44,7 @@ from detr_jax.runtime.reporting import log
 from detr_jax.runtime.training_progress import TrainingProgress
 
 training = TrainingProgress(4, 8, lambda step: 4)
-with training.shown():
+with training.shown(0):
     with compiling("the training step for 128x128 pixels"):
         time.sleep(0.6)
     training.restart(0)
@@ -89,6 +89,7 @@ def output_of(terminal):
 def test_a_terminal_gets_live_lines():
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output_of(terminal=True))
     assert re.search(r"compiling the training step for 128x128 pixels, 0:00:0\d", text)
+    assert re.search(r"training .*0/4", text.split("2/4")[0])
     assert re.search(r"training .*2/4  \d+\.\d images/s  0:00:0\d left", text)
     assert "loss 0.750  loss_mask 0.250" in text and "step 2/4" not in text
     assert re.search(r"evaluation .*[1-4]/4 images, \d+\.\d/s, 0:00:0\d left", text)
