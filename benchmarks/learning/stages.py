@@ -107,8 +107,7 @@ def run(row: str, seed: int, minutes: float, seconds: float, workdir: Path) -> d
     """
     config = make_config(row, seed)
     config.steps = round(60 * minutes / seconds)
-    steps_per_epoch = config.data.train_count // config.batch_size
-    config.eval.every_epochs = config.steps / EVALUATIONS / steps_per_epoch
+    config.eval.every_steps, config.eval.part_count = max(round(config.steps / EVALUATIONS), 1), 0
     config.optim.warmup_steps = min(config.optim.warmup_steps, config.steps // 10)
     result = train(config, workdir)
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
