@@ -23,6 +23,7 @@ from detr_jax.evaluation.results import Checkpoint, params_sha256
 from detr_jax.evaluation.scores import report_scores
 from detr_jax.evaluation.submission import Submission
 from detr_jax.evaluation.true_objects import TrueObjects, objects_of_file, objects_of_segments
+from detr_jax.evaluation.watching import watch_classes, watch_pictures
 from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.detr import Detr, Params
@@ -184,11 +185,14 @@ def evaluate_model(
     Raises:
       UserError: `eval.backend` cannot be used.
     """
-    draw = None
-    if _predicts_masks(config) and last and config.eval.pictures:
-        draw = _draw_first(config.eval.pictures, reporter.workdir / "pictures", source.categories, reporter)
-    segmenter = Segmenter.from_config(config, model, params, source.categories)
-    evaluation = _run(segmenter, source, config, training=True, on_image=draw)
+    on_image, categories = None, source.categories
+    if _predicts_masks(config) and config.eval.pictures:
+        drawn = config.eval.pictures if last else 0
+        draw = _draw_first(drawn, reporter.workdir / "pictures", categories, reporter)
+        on_image = watch_pictures(reporter, step, categories, draw)
+    segmenter = Segmenter.from_config(config, model, params, categories)
+    evaluation = _run(segmenter, source, config, training=True, on_image=on_image)
+    watch_classes(reporter, step, categories, evaluation)
     return report_scores(evaluation, source.categories, reporter, step, last)
 
 

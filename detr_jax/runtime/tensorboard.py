@@ -104,7 +104,7 @@ def tags(name: str, names: Iterable[str]) -> Iterator[str]:
       names: Names of all metrics.
     """
     yield next((re.sub(pattern, tag, name) for pattern, tag in _TAGS if re.fullmatch(pattern, name)), name)
-    if f"{name}_0" in names:
+    if f"{name}_0" in names and "/" not in name:
         yield f"{name}_by_layer/last"
 
 

@@ -49,6 +49,7 @@ def scalars(workdir):
         ("loss_mask", ["loss/mask"]),
         ("class_error", ["error/class"]),
         ("cardinality_error_4", ["cardinality_error_by_layer/4"]),
+        ("frozen/loss_ce", ["frozen/loss_ce"]),
         ("frozen/loss_ce_0", ["frozen/loss_ce_0"]),
         ("gradient_norm", ["gradient_norm/all"]),
         ("gradient_norm_mask_head", ["gradient_norm/mask_head"]),
