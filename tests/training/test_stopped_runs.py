@@ -12,8 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny import small_run
 
 from detr_jax.errors import MissingFileError
+from detr_jax.evaluation.evaluate import evaluate
 from detr_jax.weights.runs import latest_step, load_params
 
 pytestmark = pytest.mark.slow
@@ -30,7 +32,7 @@ sys.path[:0] = [{str(Path(__file__).parents[1])!r}, {str(Path(__file__).parents[
 from tiny import small_run
 from detr_jax.training.loop import train
 config = small_run()
-config.steps, config.checkpoint.every_steps, config.model.dropout = {STEPS}, int(sys.argv[2]), 0.1
+config.steps, config.checkpoint.every_steps, config.model.dropout = int(sys.argv[3]), int(sys.argv[2]), 0.1
 config.checkpoint.keep = {STEPS}
 config.model.resnet_depth, config.model.num_encoder_layers, config.model.num_decoder_layers = 18, 1, 1
 config.data.train_scales, config.data.crop_probability = (48, 64), 0.5
@@ -40,8 +42,8 @@ train(config, sys.argv[1])
 """
 
 
-def start(workdir, save_every=3):
-    command = [sys.executable, "-c", RUN, str(workdir), str(save_every)]
+def start(workdir, save_every=3, steps=STEPS):
+    command = [sys.executable, "-c", RUN, str(workdir), str(save_every), str(steps)]
     return subprocess.Popen(
         command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -107,7 +109,7 @@ with exit_with_message():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_an_evaluation_within_seconds(tmp_path, number):
-    command = [sys.executable, "-c", LONG_EVALUATION, str(tmp_path), "3"]
+    command = [sys.executable, "-c", LONG_EVALUATION, str(tmp_path), "3", str(STEPS)]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while run.poll() is None and not list((tmp_path / "pictures").glob("*.png")):
         time.sleep(0.02)
@@ -119,6 +121,24 @@ def test_a_signal_stops_an_evaluation_within_seconds(tmp_path, number):
     assert "Traceback" not in output
     assert latest_step(tmp_path) == 1
     load_params(tmp_path)
+
+
+def test_a_run_is_evaluated_while_another_process_trains_it(tmp_path):
+    run = start(tmp_path, save_every=1, steps=10_000)
+    wait_for_step(run, tmp_path, 2)
+    config = small_run()
+    config.model.num_decoder_layers = 1
+    for _ in range(2):
+        evaluated = evaluate(config, tmp_path)
+        step = json.loads((tmp_path / "results.json").read_text())["checkpoint"]["step"]
+        assert 0.0 <= evaluated["All"]["pq"] <= 1.0 and 1 <= step <= losses(tmp_path)[-1][0]
+    before = losses(tmp_path)[-1][0]
+    wait_for_step(run, tmp_path, before + 2)
+    run.send_signal(signal.SIGTERM)
+    output = finish(run)
+    assert "Traceback" not in output and f"step {latest_step(tmp_path)} is saved" in output
+    assert [done for done, _ in losses(tmp_path)] == list(range(1, latest_step(tmp_path) + 1))
+    assert "val_" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_an_incomplete_checkpoint_is_ignored(uninterrupted, tmp_path):
