@@ -68,7 +68,7 @@ def expected_average(states):
     return average
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_equals_the_formula_and_changes_no_parameter(parts):
     states, state = run_steps(*tiny_step(parts=parts))
     for path, value in expected_average(states).items():
@@ -174,6 +174,7 @@ def test_a_run_resumes_with_its_average_bit_for_bit(whole_run, tmp_path, capsys)
         assert same(load_params(whole_run, averaged=averaged), load_params(resumed, averaged=averaged))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_without_and_again_with_an_average(whole_run, tmp_path, capsys):
     run = copy_at(whole_run, 2, tmp_path / "run")
     config = averaging_run(0.0)
