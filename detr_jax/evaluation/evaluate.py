@@ -87,12 +87,14 @@ def _predicts_masks(config: ConfigDict) -> bool:
     return bool(config.model.masks) and config.stage != "boxes"
 
 
-def _metrics(config: ConfigDict, training: bool) -> tuple[str, ...]:
+def _metrics(config: ConfigDict, training: bool, last: bool) -> tuple[str, ...]:
     """The scores to compute; at least one."""
     if not _predicts_masks(config):
         return ("boxes",)
-    chosen = tuple(name for name in config.eval.metrics if not (training and name == "masks"))
-    return chosen or ("pq",)
+    left_out = {"masks"} if training else set()
+    if training and not last and config.stage == "masks":
+        left_out.add("boxes")  # the detector is frozen, so that its box AP never changes
+    return tuple(name for name in config.eval.metrics if name not in left_out) or ("pq",)
 
 
 def _true_objects(config: ConfigDict, categories: Sequence[Category]) -> TrueObjects:
@@ -133,6 +135,7 @@ def _evaluate_claimed(
             source,
             config,
             training=False,
+            last=True,
             on_image=on_image if _predicts_masks(config) else None,
             on_detections=submission.on_detections,
         )
@@ -191,7 +194,7 @@ def evaluate_model(
         draw = _draw_first(drawn, reporter.workdir / "pictures", categories, reporter)
         on_image = watch_pictures(reporter, step, categories, draw)
     segmenter = Segmenter.from_config(config, model, params, categories)
-    evaluation = _run(segmenter, source, config, training=True, on_image=on_image)
+    evaluation = _run(segmenter, source, config, training=True, last=last, on_image=on_image)
     watch_classes(reporter, step, categories, evaluation)
     return report_scores(evaluation, source.categories, reporter, step, last)
 
@@ -202,6 +205,7 @@ def _run(
     config: ConfigDict,
     *,
     training: bool,
+    last: bool,
     on_image: OnImage | None,
     on_detections: OnDetections | None = None,
 ) -> Evaluation:
@@ -210,7 +214,7 @@ def _run(
         return evaluate_batches(
             segmenter,
             _counted(eval_data(source, config), advance),
-            _metrics(config, training),
+            _metrics(config, training, last),
             backend=config.eval.backend,
             true_objects=_true_objects(config, source.categories),
             on_image=on_image,
