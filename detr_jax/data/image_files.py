@@ -152,7 +152,7 @@ def load_stored(image: Image.Image, name: str | Path) -> Image.Image:
 def has_16_bit_colours(image: Image.Image) -> bool:
     """Whether a PNG has 16 bits per channel, of which Pillow drops the lower 8 when it decodes colours."""
     tiles = image.tile if isinstance(image, PngImagePlugin.PngImageFile) else ()
-    return _16_BIT in image.info or any(str(tile.args).endswith(";16B") for tile in tiles)
+    return _16_BIT in image.info or any(str(args).endswith(";16B") for _, _, _, args in tiles)
 
 
 def turned_by_pillow(image: Image.Image) -> bool:
