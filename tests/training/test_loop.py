@@ -118,10 +118,10 @@ def with_a_box_that_is_not_finite(monkeypatch, at_step):
     """Makes a target box of the batch of a step not a number."""
     call = TrainStep.__call__
 
-    def changed(self, state, batch):
+    def changed(self, state, batch, clock):
         if state.step + 1 == at_step:
             batch = batch._replace(boxes=np.where(np.arange(4) == 2, np.nan, batch.boxes))
-        return call(self, state, batch)
+        return call(self, state, batch, clock)
 
     monkeypatch.setattr(TrainStep, "__call__", changed)
 
