@@ -3,9 +3,10 @@
 The tests of a module that compiles much run in one worker, where they share programs. These modules start
 first, and the thousand short tests after them fill both workers to the end.
 
-Compiled programs and published weights are released after each module, and before and after each test of the
-group `published_size`, whose models are whole ResNet-50s. That group runs in a single worker. This keeps
-every worker below 3 GB. The summary at the end prints the peak of each worker.
+Compiled programs and published weights are released after each module, after a test that leaves more than
+1.5 GB in use, and before and after each test of the group `published_size`, whose models are whole ResNet-50s
+and which runs in a single worker. This keeps every worker below 3 GB. The summary at the end prints the peak
+of each worker.
 """
 
 import ctypes
@@ -103,14 +104,20 @@ def _release_memory_after_module():
 
 
 @pytest.fixture(autouse=True)
-def _release_memory_around_published_size(request):
+def _release_memory_around_large_tests(request):
     group = request.node.get_closest_marker("xdist_group")
     published_size = group is not None and "published_size" in group.args
     if published_size:
         _release_memory()
     yield
-    if published_size:
+    if published_size or _memory_in_use() > 1.5:
         _release_memory()
+
+
+def _memory_in_use() -> float:
+    """Resident memory of this process in GB; 0 where the system does not say."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * resource.getpagesize() / 1e9 if pages.exists() else 0.0
 
 
 PEAKS_OF_WORKERS: dict[str, float] = {}
