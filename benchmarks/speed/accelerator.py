@@ -1,4 +1,4 @@
-"""What does an accelerator make of this? Agreement, speed and memory on the devices that JAX finds.
+"""Agreement, speed and memory on the devices that JAX finds.
 
 python benchmarks/speed/accelerator.py [--minutes=8] [--only=joint] [--small]
 

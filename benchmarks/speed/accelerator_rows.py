@@ -134,7 +134,7 @@ def step(row: Row, batch: int, small: bool) -> Values:
 
 
 def idle_milliseconds(train_step: TrainStep, train: Callable[[], None], steps: int = 10) -> float:
-    """Median time per step in which the devices wait for the host, between its two programs.
+    """Median time per step that the devices wait for the host between the two programs.
 
     It begins when the forward program has finished, and ends when the host has started the update program:
     copying the costs, matching, choosing mask pairs, copying the result to the devices.

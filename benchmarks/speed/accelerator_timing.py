@@ -1,4 +1,4 @@
-"""Times work that a device does while the host goes on."""
+"""Times asynchronous work on a device."""
 
 import contextlib
 import resource

@@ -57,7 +57,7 @@ def make_small(folder: Path) -> Work:
 
 
 def make_resnet50(folder: Path) -> Work:
-    """A checkpoint of the ResNet-50 model and two photos of 480x640, whose masks are as many.
+    """A checkpoint of the ResNet-50 model and two photos of 480x640 with equally many masks.
 
     Args:
       folder: Folder that the files are written to.
@@ -128,7 +128,7 @@ def run_start(checkout: Path, work: Work, cache: Path) -> dict[str, Any]:
 
 
 def run_twice(checkout: Path, work: Work) -> dict[str, dict[str, Any]]:
-    """A start without and one with stored programs.
+    """One start with an empty cache of programs, and one with a filled cache.
 
     Args:
       checkout: Checkout of this project whose package is imported.

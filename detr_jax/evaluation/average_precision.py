@@ -130,9 +130,9 @@ class CocoDetection:
         """Average precision and recall of all images so far.
 
         Returns:
-          AP; AP50 and AP75 at one IoU threshold; APs, APm and APl of small, medium and large objects; AR1,
-          AR10 and AR100 with at most so many detections; ARs, ARm and ARl; in [0, 1]; and "per_class": the
-          same by category id. Values without annotations are None.
+          Values in [0, 1]: AP; AP50 and AP75 at IoU 0.5 and 0.75; APs, APm and APl of small, medium and
+          large objects; AR1, AR10 and AR100 for at most 1, 10 and 100 detections per image; ARs, ARm and ARl.
+          And "per_class": the same values by category id. Values are None where there are no annotations.
         """
         whole = COCOeval(iouType=self.kind)
         whole.params.catIds = [category.id for category in self.categories]

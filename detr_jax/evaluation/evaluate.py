@@ -209,7 +209,7 @@ def _run(
     on_image: OnImage | None,
     on_detections: OnDetections | None = None,
 ) -> Evaluation:
-    """Evaluates the scores of a config on all images of a dataset, and shows how far it is."""
+    """Computes the metrics of a config on a whole dataset, and shows the progress."""
     with progress("images", len(source), "evaluation") as advance:
         return evaluate_batches(
             segmenter,

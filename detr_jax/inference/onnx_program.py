@@ -54,7 +54,7 @@ def onnx_file(loaded: Pretrained, shape: Size) -> bytes:
     def program(images: Array, size: Array) -> tuple[Array, ...]:
         return tuple(_evaluate(traced, (images, size)))
 
-    # It reports each value whose type it leaves open, which is no fault: a hundred lines for a ResNet-50.
+    # Harmless warnings about values without a static type: a hundred lines for a ResNet-50.
     logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
     # Of its ways to write a file, the default one moves large parameters to a second file.
     proto = jax2onnx.to_onnx(

@@ -109,7 +109,7 @@ def predict_files(
 def _run_and_publish(
     job: "_FolderJob", output: PredictionFolder, folder: str | Path, batch_size: int
 ) -> None:
-    """Segments the pending images, and publishes what is finished also if that is interrupted."""
+    """Segments the pending images. If interrupted, it still publishes what is finished."""
     with Interruption() as interruption:
         try:
             with interruption.immediate(), progress("images", len(output.pending)) as advance:

@@ -1,4 +1,4 @@
-"""Shows how far a job is: live lines on a terminal, plain lines in a log.
+"""Progress of a job: live lines on a terminal, plain lines in a log.
 
 Training, evaluation, prediction and compilation all report here, so that the lines of a job within another,
 such as an evaluation while training, appear below those of the other. Only process 0 shows anything.
@@ -59,7 +59,7 @@ _lines: Lines | None = None  # of the outermost job, on a terminal
 
 @contextlib.contextmanager
 def job() -> Iterator[Lines | None]:
-    """The block of a job. The outermost one starts live lines, if the output is a terminal.
+    """Context of a job. The outermost one starts live lines if the output is a terminal.
 
     Yields:
       The live lines; None in a log.
@@ -111,7 +111,7 @@ def progress(unit: str, total: int, name: str = "") -> Iterator[Advance]:
 
 @contextlib.contextmanager
 def compiling(what: str) -> Iterator[None]:
-    """Shows what is compiling within the block of a job. The rates of the job leave out this time.
+    """Shows what is compiling while a job runs. The rates of the job exclude this time.
 
     Args:
       what: Name of the program and what it is compiled for.
@@ -140,7 +140,7 @@ class FirstCalls:
         self._called: set[str] = set()
 
     def __call__(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """The block in which a program is called.
+        """Context of a call of a program.
 
         Args:
           what: Name of the program and what it is compiled for.
@@ -180,7 +180,7 @@ class _Count:
         self._rate.add(self.done)
 
     def advance_and_log(self, items: int = 1, /) -> None:
-        """Counts items, and logs a line if the last one is long ago."""
+        """Counts items, and logs a line if enough time has passed since the last one."""
         self.advance(items)
         if time.monotonic() - self._logged >= _SECONDS_BETWEEN_LINES:
             self._logged = time.monotonic()

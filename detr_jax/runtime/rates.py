@@ -1,4 +1,4 @@
-"""How fast a job is, in the time that it works."""
+"""Throughput of a job, without the time for compilation and other work."""
 
 import time
 from collections import deque
@@ -9,12 +9,12 @@ _left_out = 0.0
 
 
 def work_seconds() -> float:
-    """A clock in seconds that stands still while a program compiles."""
+    """A clock in seconds that does not count compilation."""
     return time.monotonic() - _left_out
 
 
 def leave_out(seconds: float) -> None:
-    """Sets the clock of work back by the time that something else took."""
+    """Excludes time that was spent on something else."""
     global _left_out
     _left_out += seconds
 

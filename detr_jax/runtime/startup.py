@@ -36,7 +36,7 @@ def enable_compilation_cache() -> None:
 
 
 def share_one_heap() -> None:
-    """Makes the threads of this process share one heap of the C library; to be called before threads start.
+    """Makes the threads of this process share one heap of the C library; call it before any thread starts.
 
     glibc gives each thread a heap, which keeps most of what is freed. XLA runs a program on several threads,
     so that several heaps grow to the size of the activations: on a CPU, a training step of boxes (ResNet-50,

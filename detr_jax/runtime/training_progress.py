@@ -1,4 +1,4 @@
-"""What a training shows of itself: a live line on a terminal, plain lines in a log."""
+"""Progress of a training run: a live line on a terminal, plain lines in a log."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,7 @@ SHOWN_LOSSES = ("loss", "loss_mask", "loss_dice", "loss_ce", "loss_bbox", "loss_
 
 
 class TrainingProgress:
-    """Shows how far a training is, with the time that its evaluations will take."""
+    """Shows the progress of a training run. The remaining time includes its evaluations."""
 
     def __init__(self, total: int, batch_size: int, images_to_evaluate: Callable[[int], int]):
         """Shows nothing yet.
@@ -29,7 +29,7 @@ class TrainingProgress:
 
     @contextlib.contextmanager
     def shown(self, step: int) -> Iterator[None]:
-        """The block of the training, within which there are live lines on a terminal.
+        """Context of a training run, with live lines on a terminal.
 
         Args:
           step: Number of steps before the first one of this process.
@@ -41,7 +41,7 @@ class TrainingProgress:
             yield
 
     def restart(self, step: int) -> None:
-        """Starts measuring the rate after `step` steps, when other work than training is over."""
+        """Starts measuring the rate at a step, after work other than training."""
         self._rate.restart(step)
 
     def after_step(self, step: int) -> None:
@@ -70,7 +70,7 @@ class TrainingProgress:
 
     @contextlib.contextmanager
     def evaluation(self, images: int, step: int) -> Iterator[None]:
-        """The block of an evaluation, whose time tells that of later ones.
+        """Context of an evaluation. Its duration predicts that of later ones.
 
         Args:
           images: Number of images.

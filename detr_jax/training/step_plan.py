@@ -59,7 +59,7 @@ class StepPlan:
         return step == self.total or (step > 0 and step % self.evaluate_every == 0)
 
     def images_to_evaluate(self, step: int) -> int:
-        """Number of images that all evaluations after a step use, that of the step itself left out."""
+        """Total number of images in the evaluations after a step, without the one at the step itself."""
         ends = step >= self.total
         evaluations = 0 if ends else (self.total - 1) // self.evaluate_every - step // self.evaluate_every + 1
         whole = 0 if ends else self.all_images

@@ -97,7 +97,7 @@ def fetch(address: str) -> Path:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file is there and is the one that was published, by its hash unless it was checked before."""
+    """Whether a file exists and has the published hash. An unchanged file is hashed only once."""
     try:
         if _marker(file).read_text() == _stamp(file):
             return True
