@@ -12,6 +12,7 @@ from PIL import Image
 
 from detr_jax.data.example import Category, Example, Source
 from detr_jax.data.panoptic import from_example
+from detr_jax.data.part import Part
 from detr_jax.data.pipeline import eval_data
 from detr_jax.evaluation.evaluated_image import write_images
 from detr_jax.evaluation.one_pass import Evaluation
@@ -53,24 +54,6 @@ class IndexedSource:
         example = self.source[index]
         self.indices[example.image_id] = index
         return example
-
-
-class _Chosen:
-    """Some images of a dataset."""
-
-    def __init__(self, source: Source, indices: list[int]):
-        self.categories: tuple[Category, ...] = source.categories
-        self._source, self._indices = source, indices
-
-    @property
-    def sizes(self) -> Int[ndarray, "images 2"]:
-        return self._source.sizes[self._indices]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Example:
-        return self._source[self._indices[index]]
 
 
 def write_evaluation(
@@ -153,7 +136,7 @@ def _draw_pictures(
     if not chosen:
         return []
     drawn: dict[int, bytes] = {}
-    part = _Chosen(source.source, [indices[image_id] for _, image_id in chosen])
+    part = Part(source.source, [indices[image_id] for _, image_id in chosen])
     for batch, examples in eval_data(part, config):
         maps = [example.segment_map for example in examples]
         compared = segmenter.compare(batch.image, batch.size, maps, "masks" in evaluation.result)

@@ -4,6 +4,7 @@ They have `update`, `result` and `table` like `PanopticQuality`. The maps are wr
 as COCO panoptic PNGs, with counted areas, and the other project's code reads them. The results are equal.
 """
 
+import abc
 import importlib.util
 import json
 import subprocess
@@ -23,7 +24,7 @@ from detr_jax.errors import MissingPackageError, UserError
 from detr_jax.evaluation.panoptic_quality import GROUPS, PanopticQuality, format_table
 
 
-class FileBackend:
+class FileBackend(abc.ABC):
     """Panoptic quality of segmentations that are written to a temporary directory.
 
     Attributes:
@@ -50,9 +51,9 @@ class FileBackend:
             annotation = {**segmentation.annotation(image_id, name), "segments_info": infos}
             self._annotations[kind].append(annotation)
 
+    @abc.abstractmethod
     def result(self) -> dict[str, Any]:
         """Panoptic quality of all images so far, see `PanopticQuality.result`."""
-        raise NotImplementedError
 
     def table(self) -> str:
         """The result as text, see `format_table`."""

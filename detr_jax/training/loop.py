@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from detr_jax.config import validate
 from detr_jax.data.example import Source
-from detr_jax.data.part import EvenPart
+from detr_jax.data.part import Part
 from detr_jax.data.pipeline import load_source, train_data
 from detr_jax.errors import UserError
 from detr_jax.evaluation.evaluate import check_evaluation, evaluate_model
@@ -124,7 +124,9 @@ class _Run:
             )
         self._divergence = DivergenceCheck(config.optim.skip_nonfinite, lambda: self.checkpoints.latest_step)
         self._means, self._clock = IntervalMeans(), StepClock()
-        self._part = EvenPart(self._held_out, self.plan.part_images) if self.plan.part_images else None
+        self._part = (
+            Part.evenly_spaced(self._held_out, self.plan.part_images) if self.plan.part_images else None
+        )
         self._best = BestCheckpoint(workdir, self._first, len(self._part or self._held_out))
         self._model, params = _initial_model(config, workdir, self.source, self._first)
         self._train_step = TrainStep(self._model, config, make_optimizer(config.optim, self.plan.total))

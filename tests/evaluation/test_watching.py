@@ -13,7 +13,7 @@ from tiny import small_run
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from test_tensorboard import read_values
 
-from detr_jax.data.part import EvenPart
+from detr_jax.data.part import Part
 from detr_jax.data.pipeline import load_source
 from detr_jax.evaluation.evaluate import evaluate_model
 from detr_jax.models.detr import build_model, init_params
@@ -58,7 +58,7 @@ def test_evaluations_show_the_same_images_and_copy_no_model(config, training, tm
     params = averaged_params(state.params, state.opt_state)
     with reporter.scores_as("val_part_"):
         for step in (2, 4):
-            evaluate_model(config, model, params, EvenPart(source, 2), reporter, step, last=False)
+            evaluate_model(config, model, params, Part.evenly_spaced(source, 2), reporter, step, last=False)
     evaluate_model(config, model, params, source, reporter, 4, last=False)
     reporter.close()
 
@@ -70,7 +70,7 @@ def test_evaluations_show_the_same_images_and_copy_no_model(config, training, tm
     images = {key: value.image for key, value in values.items() if value.HasField("image")}
     both = {tag for tag, step in images if step == 2}
     assert len(both) == 2 and both == {
-        f"pictures/{Path(EvenPart(source, 2)[i].file_name).stem}" for i in (0, 1)
+        f"pictures/{Path(Part.evenly_spaced(source, 2)[i].file_name).stem}" for i in (0, 1)
     }
     assert both <= {tag for tag, step in images if step == 4}
     picture = np.asarray(Image.open(io.BytesIO(images[min(both), 4].encoded_image_string)))
