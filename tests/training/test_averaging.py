@@ -1,6 +1,5 @@
 """The moving average of the parameters: in steps, in checkpoints, and in what a run evaluates."""
 
-import functools
 import json
 import shutil
 
@@ -9,36 +8,22 @@ import numpy as np
 import pytest
 from compiled_programs import run_on_devices
 from flax.traverse_util import flatten_dict
-from tiny import small_run, tiny_batch, tiny_config
+from tiny import small_run, tiny_batch
+from tiny_steps import tiny_step
 
 from detr_jax.inference.exported import export
 from detr_jax.inference.pretrained import load_pretrained
-from detr_jax.models.detr import build_model, init_params
 from detr_jax.runtime import parallel
 from detr_jax.training.averaging import averaged_params, split_average
 from detr_jax.training.loop import train
-from detr_jax.training.optim import make_optimizer
-from detr_jax.training.step import TrainStep
 from detr_jax.weights.checksums import DamagedCheckpointError
 from detr_jax.weights.runs import load_params
 
 DECAY = 0.25  # below (1 + t) / (10 + t) from the third update on
 
 
-@functools.cache
-def tiny_step(ema=DECAY, parts=1, stage="boxes"):
-    """A step per settings, shared by tests: compiling it takes longer than the tests themselves."""
-    config = tiny_config(stage)
-    config.optim.ema, config.accumulate_steps, config.optim.skip_nonfinite = ema, parts, True
-    model = build_model(config.model)
-    params = jax.device_get(init_params(model, jax.random.key(0)))
-    return TrainStep(model, config, make_optimizer(config.optim, 10)), params
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _release_steps():
-    yield
-    tiny_step.cache_clear()
+def averaging_step(**settings):
+    return tiny_step(**{"ema": DECAY, "skip": True, **settings})
 
 
 def flat(tree):
@@ -70,19 +55,19 @@ def expected_average(states):
 
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_equals_the_formula_and_changes_no_parameter(parts):
-    states, state = run_steps(*tiny_step(parts=parts))
+    states, state = run_steps(*averaging_step(parts=parts))
     for path, value in expected_average(states).items():
         np.testing.assert_allclose(states[-1][1][path], value, rtol=1e-5, atol=1e-6, err_msg=path)
     assert states[-1][1].keys() == states[-1][0].keys()
     assert not same(*states[-1])
-    without, _ = run_steps(*tiny_step(ema=0.0, parts=parts))
+    without, _ = run_steps(*averaging_step(ema=0.0, parts=parts))
     assert same(states[-1][0], without[-1][0])
     _, average = split_average(state.opt_state)
     assert parallel.unreplicate(average.updates) == 4
 
 
 def test_frozen_parameters_have_no_second_copy():
-    step, params = tiny_step(stage="masks")
+    step, params = averaging_step(stage="masks")
     state = step.init(params)
     assert list(split_average(state.opt_state)[1].params) == ["mask_head"]
     averaged = averaged_params(state.params, state.opt_state)
@@ -92,7 +77,7 @@ def test_frozen_parameters_have_no_second_copy():
 
 
 def test_a_skipped_step_does_not_move_the_average():
-    step, params = tiny_step()
+    step, params = averaging_step()
     state, _ = step(step.init(params), tiny_batch(2))
     before = parallel.unreplicate(split_average(state.opt_state)[1])
     batch = tiny_batch(2)
@@ -105,11 +90,11 @@ def test_a_skipped_step_does_not_move_the_average():
 
 ON_TWO_DEVICES = """
 import numpy as np
-from test_averaging import expected_average, run_steps, tiny_step
+from test_averaging import averaging_step, expected_average, run_steps
 from detr_jax.training.averaging import split_average
 import jax
 
-states, state = run_steps(*tiny_step())
+states, state = run_steps(*averaging_step())
 for path, value in expected_average(states).items():
     np.testing.assert_allclose(states[-1][1][path], value, rtol=1e-5, atol=1e-6, err_msg=path)
 for leaf in jax.tree.leaves(split_average(state.opt_state)[1]):

@@ -1,38 +1,17 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_programs import run_on_devices
 from tiny import tiny_batch, tiny_config
+from tiny_steps import tiny_step
 
 from detr_jax.errors import DivergedError
-from detr_jax.models.detr import build_model, init_params
+from detr_jax.models.detr import build_model
 from detr_jax.runtime import parallel
 from detr_jax.training.divergence import MAX_SKIPPED, DivergenceCheck
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
-
-
-def tiny_step(skip=False, parts=1, method="scipy", stage="boxes"):
-    return _tiny_step(skip, parts, method, stage)
-
-
-@functools.cache
-def _tiny_step(skip, parts, method, stage):
-    """A step per settings, shared by tests: compiling it takes longer than the tests themselves."""
-    config = tiny_config(stage)
-    config.optim.skip_nonfinite, config.accumulate_steps, config.matching.method = skip, parts, method
-    model = build_model(config.model)
-    params = jax.device_get(init_params(model, jax.random.key(0)))
-    return TrainStep(model, config, make_optimizer(config.optim, 10)), params
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _release_steps():
-    yield
-    _tiny_step.cache_clear()
 
 
 def not_finite(batch):
@@ -56,7 +35,7 @@ def term(metrics):
 
 @pytest.mark.parametrize(("parts", "method"), [(1, "scipy"), (2, "optax")])
 def test_a_step_that_is_not_finite_is_dropped_and_counted(parts, method):
-    step, params = tiny_step(True, parts, method)
+    step, params = tiny_step(skip=True, parts=parts, method=method)
     state, metrics = step(step.init(params), tiny_batch(2))
     assert term(metrics) == 0
     before = on_host(state)
@@ -72,7 +51,7 @@ def test_a_step_that_is_not_finite_is_dropped_and_counted(parts, method):
 def test_finite_steps_are_bit_identical_with_and_without_skipping(stage):
     results = []
     for skip in (False, True):
-        step, params = tiny_step(skip, stage=stage)
+        step, params = tiny_step(stage, skip=skip)
         state = step.init(params)
         for _ in range(3):
             state, metrics = step(state, tiny_batch(2))
@@ -85,7 +64,7 @@ def test_finite_steps_are_bit_identical_with_and_without_skipping(stage):
     [("class_head", np.nan, 1), ("mask_head", np.nan, 2), ("query_embedding", 3e38, 1)],
 )
 def test_names_the_first_term_that_is_not_finite(name, value, expected):
-    step, params = tiny_step(stage="joint")
+    step, params = tiny_step("joint")
     params = {**params, name: jax.tree.map(lambda leaf: np.full_like(leaf, value), params[name])}
     _, metrics = step(step.init(params), tiny_batch(2))
     assert term(metrics) == expected
@@ -107,7 +86,7 @@ import numpy as np
 from test_divergence import not_finite, on_host, same, term, tiny_step
 from tiny import tiny_batch
 
-step, params = tiny_step(True)
+step, params = tiny_step(skip=True)
 state = step.init(params)
 before = on_host(state)
 state, metrics = step(state, not_finite(tiny_batch(4)))  # only on the second device
