@@ -12,7 +12,7 @@ from detr_jax.training.losses import LossWeights, mask_total
 
 PerDevice = dict[str, Float[Array, " devices"]]
 
-# Counters and codes, of which a mean would mean nothing.
+# Counters and codes, whose means are meaningless.
 _NOT_AVERAGED = ("nonfinite", "updates")
 _OF_DETECTOR = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "class_error")
 _FIRST = ("loss", "loss_mask", "loss_dice", "loss_ce", "loss_bbox", "loss_giou")

@@ -1,7 +1,7 @@
 """Measures the parts of a training step: data, forward pass, matching, update.
 
 The host waits for the devices at a part's end only in steps that are measured, one per log interval. The
-others run as ever: while the update runs, the host prepares the next step.
+others are unaffected: while the update runs, the host prepares the next step.
 """
 
 import time
