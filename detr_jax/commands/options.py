@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+import argparse
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_dilation(parser: argparse.ArgumentParser) -> None:
+    """Adds `--dilation` and `--no-dilation`."""
+    parser.add_argument(
+        "--dilation",
+        action=argparse.BooleanOptionalAction,
+        help="whether it is a DC5 model; default: as stored with it or published, else if its name has dc5",
+    )
+
+
+def add_categories(parser: argparse.ArgumentParser) -> None:
+    """Adds `--categories`."""
+    parser.add_argument(
+        "--categories",
+        metavar="FILE",
+        help='JSON file that names the classes: a list of categories, or an object with "categories"; by '
+        "default those stored with the weights, or COCO's",
+    )
+
+
+def positive(text: str) -> int:
+    """The integer that a text holds.
+
+    Raises:
+      argparse.ArgumentTypeError: It is not an integer above 0.
+    """
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer above 0")
+    return int(text)

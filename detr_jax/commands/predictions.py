@@ -1,0 +1,66 @@
+"""The command that segments images."""
+
+import argparse
+
+from detr_jax.commands.options import Commands, add_categories, add_dilation, positive
+from detr_jax.runtime.startup import enable_compilation_cache
+from detr_jax.weights.published import PUBLISHED
+
+
+def add_predict(commands: Commands) -> None:
+    """Adds `detr-jax predict`."""
+    parser = commands.add_parser("predict", help="segment images", description=predict.__doc__)
+    panoptic = ", ".join(name for name, model in PUBLISHED.items() if model.panoptic)
+    parser.set_defaults(run=predict)
+    parser.add_argument("images", nargs="+", help="image files, or folders of images and sub-folders")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        help=f"published model, downloaded once ({panoptic}); packaged checkpoint (shapes-panoptic); file "
+        "(.pth, .safetensors); repository on the Hugging Face hub; or folder of a run",
+    )
+    parser.add_argument(
+        "--output", required=True, help="folder to write to; the same command resumes what was stopped"
+    )
+    parser.add_argument(
+        "--overlays",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether to write pictures of the segments to overlays/ as well; default: yes",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=positive,
+        help="number of images of one shape that run together; default: 1 on CPUs, otherwise 4",
+    )
+    parser.add_argument("--threshold", type=float, help="class probability above which a query is a segment")
+    parser.add_argument(
+        "--merge_stuff", choices=["first", "always"], help="rounds of fusion that merge stuff segments"
+    )
+    parser.add_argument(
+        "--duplicate_iou", type=float, help="mask IoU above which the lower-scoring query is dropped"
+    )
+    add_categories(parser)
+    add_dilation(parser)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the computation")
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Segments images and writes the results as files."""
+    from detr_jax.data.images import list_images
+    from detr_jax.inference.predict import predict_files
+    from detr_jax.inference.prediction_folder import result_folders
+    from detr_jax.inference.predictor import Predictor
+
+    images = list(list_images(options.images, skip=result_folders(options.output)))
+    enable_compilation_cache()
+    predictor = Predictor.from_pretrained(
+        options.weights,
+        dilation=options.dilation,
+        categories=options.categories,
+        threshold=options.threshold,
+        merge_stuff=options.merge_stuff,
+        duplicate_iou=options.duplicate_iou,
+        dtype=options.dtype,
+    )
+    predict_files(predictor, images, options.output, batch_size=options.batch_size, overlays=options.overlays)
