@@ -8,12 +8,16 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
 
+_TAG = re.compile(r"\\tag\{(.*?)\}")
 _ABOVE_CODE_SPANS = 195  # priority; that of code spans is 190
 
 
 def format_fence(source: str, language: str, css_class: str, options: Any, md: Markdown, **_: Any) -> str:
-    """A fenced block of LaTeX as a displayed formula, for pymdownx.superfences."""
-    return f'<div class="{css_class}">{convert(source.strip(), display="block")}</div>'
+    r"""A fenced block of LaTeX as a displayed formula with its \tag, for pymdownx.superfences."""
+    number = _TAG.search(source)
+    formula = convert(_TAG.sub("", source).strip(), display="block")
+    label = f"<span>({number[1]})</span>" if number else ""
+    return f'<div class="{css_class}"><div>{formula}</div>{label}</div>'
 
 
 class InlineFormulas(Extension):

@@ -1,7 +1,7 @@
 """Hooks of MkDocs: pages generated from the code, links to files outside docs/, formulas, and listings.
 
-In the sources, a formula is a fenced block `math`, or inline dollar signs around a code span, as GitHub renders
-them. A comment `<!-- code: FILE NAME -->` becomes the source of a function. Links are those of the repository.
+In the sources, a formula is a fenced block `math`, or inline dollar signs around a code span, as on GitHub. A
+comment `<!-- code: FILE NAME -->` becomes the source of a function. Links are those of the repository.
 """
 
 import logging

@@ -28,7 +28,7 @@ def listing(file: Path, name: str) -> str:
         kept -= set(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
     code = textwrap.dedent("\n".join(lines[number - 1] for number in sorted(kept)))
     block = f"```python\n{code}\n```"
-    return f'??? code "Code: {name}"\n\n{textwrap.indent(block, "    ")}\n'
+    return f'??? code "Code: `{name}`"\n\n{textwrap.indent(block, "    ")}\n'
 
 
 def _child(owner: ast.AST, name: str, file: Path) -> ast.AST:

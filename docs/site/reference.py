@@ -23,20 +23,20 @@ SECTIONS = {
     "checkpoint": "Checkpoints",
     "distributed": "Several processes",
 }
-EXPERIMENTS = {"shapes": "", "boxes": "", "panoptic": "", "joint": ""}
+EXPERIMENTS = "shapes", "boxes", "panoptic", "joint"
 
 CONFIGURATION = """# Configuration
 
 Every experiment starts from the defaults below and sets the fields that differ. On the command line,
-`--config.FIELD=VALUE` sets any field; `python main.py --config=FILE --help` lists the fields with the values of
-that experiment. All fields are checked before data is read. This page is generated from
+`--config.FIELD=VALUE` sets any field; `python main.py --config=FILE --help` lists the fields with the values
+of FILE. All fields are checked before data is read. This page is generated from
 [detr_jax/config.py](../detr_jax/config.py).
 """
 
 COMMAND_LINE = """# Command line
 
-`detr-jax` has commands for data, weights, predictions and results. `main.py` trains, evaluates and predicts with a
-config, see [Configuration](configuration.md). This page is generated from their help.
+`detr-jax` has commands for data, weights, predictions and results. `main.py` trains, evaluates and predicts
+with a config, see [Configuration](configuration.md). This page is generated from their help.
 """
 
 
