@@ -1,8 +1,9 @@
 """Reads images that users give, and runs a model on those of one static shape."""
 
+import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class ImageRunner:
           data: Section `data` of the config: image sizes and how images are read.
         """
         self._segmenter, self._data = segmenter, data
+        self._has_masks = "mask_head" in segmenter.params
 
     def read(self, image: AnyImage, unit_range: bool = False) -> ReadImage:
         """An image as the model takes it. Threads may call this. Raises as `read_input` does."""
@@ -62,6 +64,42 @@ class ImageRunner:
         if isinstance(image, list | tuple):
             return list(ahead.results(enumerate(image)))
         return run([self.read(image, unit_range)])[0]
+
+    def segmentation(self, threshold: float | None) -> RunBatch:
+        """`segment` with a threshold of its own if one is given.
+
+        Args:
+          threshold: Class probability above which a query becomes a segment; by default the segmenter's.
+
+        Raises:
+          UserError: The model has no mask head, or the threshold is no probability.
+        """
+        if not self._has_masks:
+            raise UserError("this checkpoint has no mask head: use detect(), or load a panoptic checkpoint")
+        rules = self._segmenter.rules
+        if threshold is not None:
+            rules = dataclasses.replace(rules, threshold=checked_threshold(threshold))
+        return functools.partial(self.segment, rules=rules)
+
+    def warmup(self, sizes: Iterable[Size], batch_size: int) -> None:
+        """Compiles the programs for images of given sizes, see `Predictor.warmup`.
+
+        Args:
+          sizes: Heights and widths of images, in pixels.
+          batch_size: Number of images that will run together.
+
+        Raises:
+          UserError: A size is not two positive integers, or exceeds the limit of pixels.
+        """
+        by_shape: dict[Size, ReadImage] = {}
+        for height, width in map(checked_size, sizes):
+            blank = self.read(np.zeros((height, width, 3), np.uint8))
+            by_shape[blank.shape] = blank
+        for blank in by_shape.values():
+            if self._has_masks:
+                self.segment([blank] * batch_size)
+            else:
+                self.detect([blank] * batch_size, 1.0)
 
     def segment(
         self, images: Sequence[ReadImage], rules: FusionRules | None = None

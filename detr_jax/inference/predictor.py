@@ -1,34 +1,29 @@
 """Runs a trained model on single images: panoptic segmentations, boxes, or the raw outputs of all queries."""
 
-import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from detr_jax import __version__
 from detr_jax.config import default_config
-from detr_jax.data.categories import to_json
 from detr_jax.data.example import Category, Size
 from detr_jax.data.images import ImageRules
-from detr_jax.data.inputs import AnyImage, ImageList, read_inputs
+from detr_jax.data.inputs import AnyImage, ImageList, read_input, read_inputs
 from detr_jax.data.panoptic import PanopticSegmentation
-from detr_jax.errors import UserError
-from detr_jax.inference.image_runner import ImageRunner, RunBatch, checked_size, checked_threshold
+from detr_jax.data.token_grid import Point
+from detr_jax.inference.image_attention import Attention, image_attention
+from detr_jax.inference.image_runner import ImageRunner, checked_threshold
+from detr_jax.inference.model_identity import model_identity
 from detr_jax.inference.pretrained import load_pretrained
 from detr_jax.inference.raw_outputs import RawOutputs, raw_outputs
-from detr_jax.inference.read_ahead import ReadAhead, ReadImage
+from detr_jax.inference.read_ahead import ReadAhead
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.detr import Detr, Params
 from detr_jax.runtime import parallel
 from detr_jax.runtime.startup import enable_compilation_cache
-from detr_jax.weights.checksums import tree_checksums
 from detr_jax.weights.class_agreement import GivenCategories
 
 
@@ -157,7 +152,7 @@ class Predictor:
           MissingFileError: There is no such file.
           UserError: An image cannot be read, an argument is out of range, or the model has no mask head.
         """
-        return self._runner.run_all(image, self._segmentation(threshold), unit_range, batch_size)
+        return self._runner.run_all(image, self._runner.segmentation(threshold), unit_range, batch_size)
 
     def stream(
         self,
@@ -183,17 +178,8 @@ class Predictor:
             cannot be read. An exception of the iterable is raised after the results of the images before it.
         """
         read = functools.partial(self._runner.read_numbered, unit_range=unit_range)
-        run = self._segmentation(threshold)
+        run = self._runner.segmentation(threshold)
         return ReadAhead(read, run, batch_size, return_errors).results(enumerate(images))
-
-    def _segmentation(self, threshold: float | None) -> RunBatch:
-        """The function that segments a batch, with a threshold of its own if one is given."""
-        if not self.has_masks:
-            raise UserError("this checkpoint has no mask head: use detect(), or load a panoptic checkpoint")
-        rules = self._segmenter.rules
-        if threshold is not None:
-            rules = dataclasses.replace(rules, threshold=checked_threshold(threshold))
-        return functools.partial(self._runner.segment, rules=rules)
 
     def warmup(self, sizes: Iterable[Size], batch_size: int = 1) -> None:
         """Compiles the programs for images of given sizes, or loads them from disk, before the first image.
@@ -207,22 +193,11 @@ class Predictor:
         Raises:
           UserError: A size is not two positive integers, or exceeds the limit of pixels.
         """
-        by_shape: dict[Size, ReadImage] = {}
-        for height, width in map(checked_size, sizes):
-            blank = self._runner.read(np.zeros((height, width, 3), np.uint8))
-            by_shape[blank.shape] = blank
-        for blank in by_shape.values():
-            if self.has_masks:
-                self._runner.segment([blank] * batch_size)
-            else:
-                self._runner.detect([blank] * batch_size, 1.0)
+        self._runner.warmup(sizes, batch_size)
 
     def identity(self) -> str:
         """A checksum of all that a segmentation depends on beside the image: weights, settings, version."""
-        settings = {name: self.config[name].to_dict() for name in ("model", "data", "eval")}
-        weights = tree_checksums("params", self._segmenter.params)
-        content = [__version__, settings, to_json(self.categories), weights]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return model_identity(self.config, self.categories, self._segmenter.params)
 
     @overload
     def detect(
@@ -295,5 +270,31 @@ class Predictor:
           UserError: An image cannot be read, or is larger than `pad_to`.
         """
         pixels = read_inputs(images, ImageRules.from_config(self.config.data), unit_range)
-        data = self.config.data if resize else None
-        return raw_outputs(self._segmenter, pixels, data, pad_to, self.has_masks)
+        return raw_outputs(self._segmenter, pixels, self.config.data if resize else None, pad_to)
+
+    def attention(
+        self,
+        image: AnyImage,
+        points: Sequence[Point] = (),
+        *,
+        resize: bool = True,
+        pad_to: Size | None = None,
+        unit_range: bool = False,
+    ) -> Attention:
+        """Attention weights of the decoder, the encoder and the mask head, and outputs of the queries.
+
+        `visualize.attention_overlay` draws weights over the image.
+
+        Args:
+          image: An image.
+          points: Pixels of the image as (x, y), whose self-attention in the encoder is returned.
+          resize: See `raw_batch`.
+          pad_to: See `raw_batch`.
+          unit_range: See `__call__`.
+
+        Raises:
+          MissingFileError: There is no such file.
+          UserError: The image cannot be read or is larger than `pad_to`, or a point is outside the image.
+        """
+        pixels = read_input(image, ImageRules.from_config(self.config.data), unit_range)
+        return image_attention(self._segmenter, pixels, points, self.config.data if resize else None, pad_to)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 from ml_collections import ConfigDict
 
 from detr_jax.data.example import Size
@@ -35,7 +35,6 @@ def raw_outputs(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     resize: ConfigDict | None,
     pad_to: Size | None,
-    masks: bool,
 ) -> list[RawOutputs]:
     """Runs images as one batch, see `Predictor.raw_batch`.
 
@@ -44,11 +43,22 @@ def raw_outputs(
       images: RGB images.
       resize: Section `data` of the config, to resize the images as in evaluation; None leaves their sizes.
       pad_to: Height and width of the batch; None for a static shape.
-      masks: Whether the model has a mask head.
 
     Raises:
       UserError: An image is larger than `pad_to`.
     """
+    canvas, size = model_input(images, resize, pad_to)
+    outputs, features = segmenter.detect(canvas, size)
+    mask_logits: list[Any] = [None] * len(images)
+    if "mask_head" in segmenter.params:
+        mask_logits = _masks_of_all_queries(segmenter, features, size, outputs.logits.shape[1])
+    return [RawOutputs(*image) for image in zip(outputs.logits, outputs.boxes, mask_logits, strict=True)]
+
+
+def model_input(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], resize: ConfigDict | None, pad_to: Size | None
+) -> tuple[UInt8[np.ndarray, "batch height width 3"], Int32[np.ndarray, "batch 2"]]:
+    """Images as one padded batch, and the height and width of each in it; see `raw_outputs`."""
     if resize is not None:
         images = [resize_for_eval(image, resize) for image in images]
     height, width = np.max([image.shape[:2] for image in images], axis=0).tolist()
@@ -56,12 +66,7 @@ def raw_outputs(
         pad_to = static_shape((height, width), () if resize is None else resize.eval_shapes)
     if pad_to[0] < height or pad_to[1] < width:
         raise UserError(f"images of up to {height}x{width} do not fit pad_to={pad_to}")
-    canvas, size = pad_images(images, pad_to)
-    outputs, features = segmenter.detect(canvas, size)
-    mask_logits: list[Any] = [None] * len(images)
-    if masks:
-        mask_logits = _masks_of_all_queries(segmenter, features, size, outputs.logits.shape[1])
-    return [RawOutputs(*image) for image in zip(outputs.logits, outputs.boxes, mask_logits, strict=True)]
+    return pad_images(images, pad_to)
 
 
 def _masks_of_all_queries(

@@ -214,6 +214,16 @@ class MaskHead(nn.Module):
                 levels.append(jnp.broadcast_to(bias, (*x.shape[:3], len(bias))))
         return ImageTerms(query, key, projected, tuple(levels))
 
+    def attention_maps(
+        self, features: Features, size: Int[Array, "batch 2"]
+    ) -> Float[Array, "batch queries heads height width"]:
+        """Returns the attention maps of all queries, for inspection; `pair_masks` computes those of pairs."""
+        query, key = self.attention.project(features.queries, features.memory)
+        mask = valid_mask(size, key.shape[1:3], self.stride)
+        of_query = jax.vmap(self.attention, in_axes=(1, None, None), out_axes=1)
+        maps = of_query(query, key, mask)  # (batch, queries, height, width, heads)
+        return jnp.moveaxis(maps, -1, 2).astype(jnp.float32)
+
     def pair_masks(
         self, terms: ImageTerms, size: Int[Array, "batch 2"], pairs: Int[Array, "pairs 2"]
     ) -> Float[Array, "pairs mask_height mask_width"]:

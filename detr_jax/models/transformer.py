@@ -22,6 +22,24 @@ Queries = Float[Array, "batch queries features"]
 PaddingMask = Bool[Array, "batch tokens"]
 
 
+def attention_weights(
+    query: Float[Array, "batch heads queries channels"],
+    key: Float[Array, "batch heads tokens channels"],
+    padding_mask: PaddingMask | None,
+) -> Float[Array, "batch heads queries tokens"]:
+    """Returns softmax(Q K^T), float32, which is zero where a key is padding.
+
+    Args:
+      query: Projected queries Q, scaled.
+      key: Projected keys K.
+      padding_mask: True where a key is padding; None if no key is.
+    """
+    scores = (query @ key.swapaxes(2, 3)).astype(jnp.float32)
+    if padding_mask is not None:
+        scores = jnp.where(padding_mask[:, None, None], -jnp.inf, scores)
+    return jax.nn.softmax(scores)
+
+
 class MultiHeadAttention(nn.Module):
     """Multi-head attention, Eqs. 2 and 3.
 
@@ -31,6 +49,8 @@ class MultiHeadAttention(nn.Module):
         MHA = concat(Attention of each head) W_out
 
     Eq. 3 divides by sqrt(d); the published models divide by sqrt(d / h).
+
+    If the collection "intermediates" is mutable, it receives the attention weights as "weights".
 
     Attributes:
       num_heads: Number of heads h; must divide the number of features d.
@@ -78,14 +98,13 @@ class MultiHeadAttention(nn.Module):
         query = query / jnp.sqrt(query.shape[-1]).astype(query.dtype)
         shape = (len(queries), self.num_heads, queries.shape[1], keys.shape[1])
         keep, scale = Dropout(self.dropout).draw(shape, deterministic)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", attention_weights(query, key, padding_mask))
 
         # Recomputed for gradients, because the attention weights are far larger than query, key and value.
         @jax.checkpoint
         def attend(query: Array, key: Array, value: Array) -> Array:
-            scores = (query @ key.swapaxes(2, 3)).astype(jnp.float32)  # (batch, heads, queries, tokens)
-            if padding_mask is not None:
-                scores = jnp.where(padding_mask[:, None, None], -jnp.inf, scores)
-            weights = jax.nn.softmax(scores)
+            weights = attention_weights(query, key, padding_mask)  # (batch, heads, queries, tokens)
             weights = weights if keep is None else scale_kept(weights, keep, scale)
             return weights.astype(self.dtype) @ value  # (batch, heads, queries, channels)
 

@@ -1,0 +1,26 @@
+"""A checksum that tells whether two models give the same results."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from detr_jax import __version__
+from detr_jax.data.categories import to_json
+from detr_jax.data.example import Category
+from detr_jax.models.detr import Params
+from detr_jax.weights.checksums import tree_checksums
+
+
+def model_identity(config: ConfigDict, categories: Sequence[Category], params: Params) -> str:
+    """A checksum of all that a segmentation depends on beside the image: weights, settings, version.
+
+    Args:
+      config: Whole config, see `default_config`.
+      categories: Categories of the model's classes.
+      params: Parameters of the model.
+    """
+    settings = {name: config[name].to_dict() for name in ("model", "data", "eval")}
+    content = [__version__, settings, to_json(categories), tree_checksums("params", params)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
