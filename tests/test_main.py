@@ -197,7 +197,7 @@ def test_predict_takes_images_as_arguments_and_as_flags(checkpoint, tmp_path):
     assert "1 of 4 images failed" in done.stderr and "Traceback" not in done.stderr
     written = tmp_path / "predictions"
     assert sorted(file.name for file in (written / "panoptic").iterdir()) == ["a.png", "c.png", "d.png"]
-    assert Image.open(written / "overlays" / "a.png").size == (60, 40)
+    assert Image.open(written / "overlays" / "a.png").size == (780, 520)  # enlarged
     assert (written / "panoptic.json").exists()
 
 

@@ -156,7 +156,7 @@ def execute(notebook, kernel: str, folder: Path) -> None:
 def check_panoptic_inference(notebook, folder):
     stored = ids_from_png(Image.open(folder / "predictions" / "000000000785.png"))
     assert stored.shape == (128, 128)
-    assert Image.open(folder / "predictions" / "000000000785_overlay.png").size == (128, 128)
+    assert Image.open(folder / "predictions" / "000000000785_overlay.png").size == (512, 512)
     assert len(outputs(notebook, "image/png")) == 3
     content = json.loads((folder / "predictions" / "panoptic.json").read_text())
     assert content["images"] == [{"id": 785, "file_name": "000000000785.png", "height": 128, "width": 128}]

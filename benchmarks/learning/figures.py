@@ -10,7 +10,6 @@ The film needs a short run that keeps all its checkpoints, for example with --co
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from stages import TABLES
 from detr_jax import Predictor
 from detr_jax.config import parse_config
 from detr_jax.data.example import Example
-from detr_jax.data.panoptic import PanopticSegmentation, from_example
+from detr_jax.data.panoptic import from_example
 from detr_jax.data.shapes import Shapes, shapes_categories
 from detr_jax.evaluation.panoptic_quality import PanopticQuality
 from detr_jax.models.detr import build_model
@@ -31,7 +30,7 @@ from detr_jax.weights.runs import checkpoint_folder, load_params
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parents[1] / "docs" / "images"
-SCALE = 2  # pictures of 128x128 are enlarged to fit the class names
+SCALE = 3  # pictures of 128x128 are enlarged in the film
 
 
 def load_predictor(workdir: Path, step: int | None = None) -> Predictor:
@@ -43,12 +42,6 @@ def load_predictor(workdir: Path, step: int | None = None) -> Predictor:
     """
     config = parse_config((workdir / "config.json").read_text())
     return Predictor(build_model(config.model), load_params(workdir, step), shapes_categories(), config)
-
-
-def enlarge_segmentation(segmentation: PanopticSegmentation) -> PanopticSegmentation:
-    """Repeats rows and columns of the segment map."""
-    segment_map = segmentation.segment_map.repeat(SCALE, 0).repeat(SCALE, 1)
-    return dataclasses.replace(segmentation, segment_map=segment_map)
 
 
 def enlarge_image(example: Example) -> np.ndarray:
@@ -87,13 +80,12 @@ def draw_film(workdir: Path, count: int = 3) -> None:
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     source = Shapes("validation", count)
     examples = [source[index] for index in range(count)]
-    images = [enlarge_image(example) for example in examples]
-    columns = [("image", images)]
+    columns = [("image", [enlarge_image(example) for example in examples])]
     for step in steps:
         predictor = load_predictor(workdir, step)
-        segmentations = [enlarge_segmentation(predictor(example.image)) for example in examples]
-        columns.append((f"step {step}", list(map(overlay, images, segmentations))))
-    side, gap, caption = images[0].shape[0], 6, 24
+        drawn = [overlay(example.image, predictor(example.image), scale=SCALE) for example in examples]
+        columns.append((f"step {step}", drawn))
+    side, gap, caption = columns[0][1][0].shape[0], 6, 24
     strip = Image.new("RGB", (len(columns) * (side + gap), caption + count * (side + gap)), "white")
     draw = ImageDraw.Draw(strip)
     for column, (title, pictures) in enumerate(columns):
@@ -139,11 +131,7 @@ def draw_panels(predictor: Predictor, examples: list[Example], path: Path) -> No
     panels = []
     for example in examples:
         truth, prediction = from_example(example, predictor.categories), predictor(example.image)
-        panels.append(
-            side_by_side(
-                enlarge_image(example), enlarge_segmentation(truth), enlarge_segmentation(prediction)
-            )
-        )
+        panels.append(side_by_side(example.image, truth, prediction))
     Image.fromarray(np.concatenate(panels)).save(path)
 
 

@@ -82,21 +82,34 @@ class PanopticSegmentation:
         return [{"size": list(map(int, rle["size"])), "counts": rle["counts"].decode()} for rle in encoded]
 
     def overlay(
-        self, image: AnyImage, opacity: float = 0.55, labels: bool = True, unit_range: bool = False
+        self,
+        image: AnyImage,
+        opacity: float = 0.55,
+        labels: bool = True,
+        unit_range: bool = False,
+        *,
+        palette: str = "category",
+        scale: int | None = None,
     ) -> Image.Image:
         """The segments drawn over the image, as a picture that notebooks show and `save` writes.
 
         Args:
           image: The image, in any form that a `Predictor` takes.
           opacity: Opacity of the segment colours, in [0, 1].
-          labels: Whether to write class names on the segments.
+          labels: Whether segments have labels, with class and score.
           unit_range: Whether arrays of floating point are read, whose values lie in [0, 1].
+          palette: "category": the colours of the dataset. "colorblind": colours that readers with colour
+            blindness tell apart.
+          scale: Factor that the image is enlarged by, an integer. By default, small images are enlarged, to
+            about 512 pixels at the shorter side.
 
         Raises:
           MissingFileError: There is no such file.
-          UserError: The image cannot be read, or its size is not that of the segmentation.
+          UserError: The image cannot be read, its size is not that of the segmentation, or an argument is out
+            of range.
         """
-        return Image.fromarray(_overlays().overlay(image, self, opacity, labels, unit_range))
+        drawn = _overlays().overlay(image, self, opacity, labels, unit_range, palette=palette, scale=scale)
+        return Image.fromarray(drawn)
 
     def show(self, image: AnyImage | None = None) -> None:
         """Shows the segments in colour, in a notebook or else in Pillow's viewer.

@@ -118,8 +118,8 @@ def test_notebooks_show_the_colours_of_the_segments():
         _scene(), segment_map=np.kron(_scene().segment_map, np.ones((9, 9), np.int32))
     )
     with Image.open(io.BytesIO(scene._repr_png_())) as picture:
-        assert picture.size == (270, 180)
-        assert picture.getpixel((265, 175)) == FOUR[3].color
+        assert picture.size == (810, 540)
+        assert picture.getpixel((800, 530)) == FOUR[3].color
     large = PanopticSegmentation(np.zeros((10, 3000), np.int32), [], FOUR)
     with Image.open(io.BytesIO(large._repr_png_())) as picture:
         assert picture.size == (1000, 4)
@@ -132,7 +132,9 @@ def test_overlay_takes_what_a_predictor_takes(tmp_path):
     picture = scene.overlay(image)
     for same in (tmp_path / "grey.png", Image.fromarray(image), (tmp_path / "grey.png").read_bytes()):
         assert scene.overlay(same) == picture
-    assert (picture.size, picture.mode) == ((30, 20), "RGB")
+    assert (picture.size, picture.mode) == ((780, 520), "RGB")
+    assert scene.overlay(image, labels=False, scale=1).size == (30, 20)
+    assert scene.overlay(image, palette="colorblind") != picture
     with pytest.raises(UserError, match=r"the image is 20x29, but the segmentation 20x30 \(height x width\)"):
         scene.overlay(image[:, 1:])
 
@@ -142,7 +144,7 @@ def test_show_uses_the_viewer_outside_notebooks(monkeypatch):
     monkeypatch.setattr(Image.Image, "show", lambda picture: shown.append(picture.size))
     _scene().show()
     _scene().show(np.zeros((20, 30, 3), np.uint8))
-    assert shown == [(30, 20), (30, 20)]
+    assert shown == [(780, 520), (780, 520)]
 
 
 def test_to_supervision_keeps_masks_classes_and_names():

@@ -1,15 +1,17 @@
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
+from crowded import CATEGORIES as CROWDED
+from crowded import grid
 from PIL import Image
 
 from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
-from detr_jax.visualize import overlays
-from detr_jax.visualize.overlays import instance_colors, overlay, side_by_side
+from detr_jax.visualize.overlays import overlay
 
 CATEGORIES = (Category(1, "cat", True, (200, 30, 60)), Category(5, "sky-other-merged", False, (70, 130, 180)))
 
@@ -31,7 +33,7 @@ def scene(size=(120, 160)):
 def test_colours_segments_and_keeps_void():
     image, segmentation = scene()
     before = image.copy()
-    picture = overlay(image, segmentation, opacity=1.0, labels=False)
+    picture = overlay(image, segmentation, opacity=1.0, labels=False, scale=1)
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(picture[:29], image[:29])
     assert picture[100, 10].tolist() == [70, 130, 180]
@@ -44,30 +46,71 @@ def test_colours_segments_and_keeps_void():
 
 def test_opacity_blends_colours_with_the_image():
     image, segmentation = scene()
-    faint = overlay(image, segmentation, opacity=0.1, labels=False)[95:, :].astype(int)
-    strong = overlay(image, segmentation, opacity=0.9, labels=False)[95:, :].astype(int)
+    faint = overlay(image, segmentation, opacity=0.1, labels=False, scale=1)[95:, :].astype(int)
+    strong = overlay(image, segmentation, opacity=0.9, labels=False, scale=1)[95:, :].astype(int)
     color = np.array([70, 130, 180])
     assert np.abs(strong - color).mean() < 0.3 * np.abs(faint - color).mean()
 
 
-def test_names_segments_where_there_is_room():
+def test_labels_every_segment_however_small():
     image, segmentation = scene()
-    named = overlay(image, segmentation)
-    plain = overlay(image, segmentation, labels=False)
+    named = overlay(image, segmentation, scale=1)
+    plain = overlay(image, segmentation, labels=False, scale=1)
     changed = (named != plain).any(-1)
-    for number in (3, 9, 4):
-        assert changed[segmentation.segment_map == number].any()
-    assert not changed[:29].any()
+    assert changed[segmentation.segment_map == 3].any()
     tiny = np.zeros((120, 160), np.int32)
     tiny[5:8, 5:8] = 9
     small = PanopticSegmentation(tiny, segmentation.segments_info[1:2], CATEGORIES)
-    np.testing.assert_array_equal(overlay(image, small), overlay(image, small, labels=False))
+    assert (overlay(image, small, scale=1) != overlay(image, small, labels=False, scale=1)).sum() > 300
+
+
+def test_small_images_are_enlarged_unless_a_scale_is_given():
+    image, segmentation = scene()
+    assert overlay(image, segmentation, scale=1, labels=False).shape == image.shape
+    twice = overlay(image, segmentation, scale=2, labels=False)
+    np.testing.assert_array_equal(twice[:56], image.repeat(2, 0).repeat(2, 1)[:56])
+    assert overlay(image, segmentation).shape == (480, 640, 3)
+    for scale in (0, -1):
+        with pytest.raises(UserError, match=f"scale={scale} must be a positive integer"):
+            overlay(image, segmentation, scale=scale)
+
+
+def test_things_have_outlines_and_stuff_has_none():
+    segment_map = np.full((40, 60), 2, np.int32)
+    segment_map[:, :20], segment_map[10:20, 40:50] = 1, 3
+    sky, sea = Category(1, "sky", False, (0, 0, 90)), Category(2, "sea", False, (0, 90, 0))
+    kinds = (sky, sea, Category(3, "cat", True, (200, 30, 60)))
+    infos = [{"id": k, "category_id": k, "isthing": k == 3, "area": 1} for k in (1, 2, 3)]
+    segmentation = PanopticSegmentation(segment_map, infos, kinds)
+    picture = overlay(np.zeros((40, 60, 3), np.uint8), segmentation, 1.0, labels=False, scale=1)
+    assert picture[:, 18:22].max() == 90  # between sky and sea
+    assert picture[10, 40:50].min() > 190 and picture[19, 40:50].min() > 190
+    assert picture[15, 45].tolist() == [200, 30, 60]
+
+
+def test_hundreds_of_segments_have_a_legend_below_the_picture():
+    segmentation = grid(20)
+    picture = overlay(np.zeros((240, 240, 3), np.uint8), segmentation, scale=1)
+    assert picture.shape[0] > 240 and picture.shape[1] == 240
+    assert (picture[241:] > 250).mean() > 0.5
+
+
+def test_large_pictures_are_drawn_in_blocks():
+    image, segmentation = np.zeros((2000, 3000, 3), np.uint8), grid(10, 2)
+    large = PanopticSegmentation(
+        np.kron(segmentation.segment_map, np.ones((100, 150), np.int32)), segmentation.segments_info, CROWDED
+    )
+    tracemalloc.start()
+    overlay(image, large)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * image.shape[0] * image.shape[1]
 
 
 def test_returns_the_image_if_there_are_no_segments():
     image, _ = scene()
     empty = PanopticSegmentation(np.zeros((120, 160), np.int32), [], CATEGORIES)
-    np.testing.assert_array_equal(overlay(image, empty), image)
+    np.testing.assert_array_equal(overlay(image, empty, scale=1), image)
 
 
 def test_takes_images_in_any_form(tmp_path):
@@ -77,7 +120,7 @@ def test_takes_images_in_any_form(tmp_path):
     for same in (Image.fromarray(image), tmp_path / "image.png", str(tmp_path / "image.png")):
         np.testing.assert_array_equal(overlay(same, segmentation), expected)
     np.testing.assert_array_equal(overlay(image / 255.0, segmentation, unit_range=True), expected)
-    assert overlay(image[..., 0], segmentation).shape == (120, 160, 3)
+    assert overlay(image[..., 0], segmentation).shape == (480, 640, 3)
 
 
 def test_names_sizes_that_differ_and_an_opacity_out_of_range():
@@ -86,27 +129,6 @@ def test_names_sizes_that_differ_and_an_opacity_out_of_range():
         overlay(image[1:], segmentation)
     with pytest.raises(UserError, match=r"opacity=55\.0 must be from 0 to 1"):
         overlay(image, segmentation, opacity=55.0)
-
-
-def test_instances_of_a_class_differ_in_colour():
-    colors = instance_colors([CATEGORIES[0]] * 20 + [CATEGORIES[1]])
-    assert colors[0] == CATEGORIES[0].color
-    assert colors[-1] == CATEGORIES[1].color
-    assert len(set(colors)) == 21
-    for one, two in zip(colors[:19], colors[1:20], strict=True):
-        assert np.abs(np.subtract(one, two)).max() > 25
-
-
-@pytest.mark.parametrize("size", [(120, 160), (64, 48), (20, 150)])
-def test_side_by_side_shows_three_captioned_panels(size):
-    image = np.full((*size, 3), 50, np.uint8)
-    empty = PanopticSegmentation(np.zeros(size, np.int32), [], CATEGORIES)
-    picture = side_by_side(image, empty, empty)
-    caption = picture.shape[0] - size[0]
-    assert (picture[:caption] < 128).any()  # the captions
-    panels = (picture[caption:] == 50).all(-1).all(0)
-    assert panels.sum() == 3 * size[1]
-    assert not panels.all()
 
 
 def test_the_package_loads_no_matplotlib():
@@ -121,5 +143,5 @@ def test_pictures_that_are_blended_in_blocks_are_the_same(monkeypatch):
     segment_map = np.repeat(rng.integers(0, 3, (50, 1)), 40, 1).astype(np.int32)
     segmentation = PanopticSegmentation(segment_map, infos, CATEGORIES)
     whole = overlay(image, segmentation, labels=False)
-    monkeypatch.setattr(overlays, "_BLOCK_PIXELS", 7 * 40)
+    monkeypatch.setattr("detr_jax.visualize.overlays._BLOCK_PIXELS", 7 * 40)
     np.testing.assert_array_equal(overlay(image, segmentation, labels=False), whole)

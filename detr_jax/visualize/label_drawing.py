@@ -1,0 +1,130 @@
+"""Draws labels, their lines and legends into pictures."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+
+from detr_jax.visualize.color_math import Color, text_color
+from detr_jax.visualize.label_placement import Entry, Label, font_size_of
+from detr_jax.visualize.label_space import Box, Point, label_font, label_size, nearest_point
+
+_Place = Callable[[Point], Point]
+_SMOOTH = 4  # shapes are drawn that much larger and shrunk, since Pillow draws them without smoothing
+INK: Color = (34, 34, 34)  # text on white
+
+
+def draw_labels(canvas: Image.Image, labels: Sequence[Label], colors: Sequence[Color]) -> None:
+    """Draws labels on the colours of their segments, in black or white text, above all lines.
+
+    Args:
+      canvas: RGB picture, which is changed.
+      labels: Labels to draw.
+      colors: Colour of each segment.
+    """
+    for label in labels:
+        if label.anchor:
+            _draw_leader(canvas, label, colors[label.segment])
+    draw = ImageDraw.Draw(canvas)
+    for label in labels:
+        color = colors[label.segment]
+        ink, radius = text_color(color), label.font_size / 4
+        left, top, right, bottom = label.box
+        _paint_rounded(canvas, label.box, radius, ink)
+        _paint_rounded(canvas, (left + 1, top + 1, right - 1, bottom - 1), radius - 1, color)
+        font = label_font(label.font_size, label.text)
+        draw.text(((left + right) / 2, (top + bottom) / 2), label.text, ink, font, anchor="mm")
+
+
+def add_legend(
+    picture: UInt8[np.ndarray, "height width 3"], entries: Sequence[Entry]
+) -> UInt8[np.ndarray, "taller width 3"]:
+    """Adds a legend below a picture: coloured fields with texts, in columns; nothing if it has no entries."""
+    if not entries:
+        return picture
+    height, width = picture.shape[:2]
+    places, bottom, font_size = legend_layout(entries, (height, width))
+    canvas = Image.new("RGB", (width, height + bottom), "white")
+    canvas.paste(Image.fromarray(picture))
+    draw = ImageDraw.Draw(canvas)
+    for entry, (x, y, side) in zip(entries, places, strict=True):
+        draw.rectangle((x, height + y, x + side, height + y + font_size + 2), entry.color, INK)
+        middle = height + y + font_size / 2 + 1
+        ink, beside = text_color(entry.color), x + side + font_size / 2
+        draw.text((x + side / 2, middle), entry.mark, ink, label_font(font_size), anchor="mm")
+        draw.text((beside, middle), entry.text, INK, label_font(font_size, entry.text), anchor="lm")
+    return np.asarray(canvas)
+
+
+def legend_layout(
+    entries: Sequence[Entry], size: tuple[int, int]
+) -> tuple[list[tuple[float, float, float]], int, int]:
+    """Where the entries of a legend stand below a picture.
+
+    Args:
+      entries: Entries of the legend.
+      size: Height and width of the picture.
+
+    Returns:
+      Left side, top and width of the field of each entry, in pixels, below the picture; the height of the
+      legend; and the size of its font.
+    """
+    font_size = font_size_of(size)
+    side = max(label_size(entry.mark or "0", font_size)[0] for entry in entries)
+    texts = max(label_size(entry.text, font_size)[0] for entry in entries)
+    column, line = side + texts + 1.5 * font_size, 1.6 * font_size
+    columns = max(1, int((size[1] - font_size) // column))
+    rows = -(-len(entries) // columns)
+    places = [
+        (font_size / 2 + (k // rows) * column, font_size / 2 + (k % rows) * line, side)
+        for k in range(len(entries))
+    ]
+    return places, round(rows * line + 0.6 * font_size), font_size
+
+
+def _draw_leader(canvas: Image.Image, label: Label, color: Color) -> None:
+    """Draws the line of a label, with a dot at its end and a border that stands out from its colour."""
+    assert label.anchor
+    end, width = label.anchor, max(1.2, label.font_size / 9)
+    start = nearest_point(label.box, end)
+    for border, ink in ((1.6, text_color(color)), (0.0, color)):
+        thickness, radius = width + border, 1.6 * width + border
+
+        def draw(shape: ImageDraw.ImageDraw, at: _Place, line: float, dot: float) -> None:
+            shape.line([at(start), at(end)], 255, round(line * _SMOOTH))
+            shape.circle(at(end), dot * _SMOOTH, 255)
+
+        (x0, x1), (y0, y1) = (sorted(values) for values in zip(start, end, strict=True))
+        box = (x0 - radius, y0 - radius, x1 + radius, y1 + radius)
+        _paint(canvas, box, ink, functools.partial(draw, line=thickness, dot=radius))
+
+
+def _paint_rounded(canvas: Image.Image, box: Box, radius: float, color: Color) -> None:
+    """Paints a box with rounded corners."""
+
+    def draw(shape: ImageDraw.ImageDraw, at: _Place) -> None:
+        corners = (*at((box[0], box[1])), *at((box[2], box[3])))
+        shape.rounded_rectangle(corners, radius * _SMOOTH, fill=255)
+
+    _paint(canvas, box, color, draw)
+
+
+def _paint(
+    canvas: Image.Image, box: Box, color: Color, draw: Callable[[ImageDraw.ImageDraw, "_Place"], None]
+) -> None:
+    """Paints a shape with smooth edges.
+
+    Args:
+      canvas: RGB picture, which is changed.
+      box: Box around the shape.
+      color: Colour of the shape.
+      draw: Draws the shape, `_SMOOTH` times larger, on a canvas of its own, given the place there of a point.
+    """
+    left, top = math.floor(box[0]), math.floor(box[1])
+    width, height = math.ceil(box[2]) - left + 1, math.ceil(box[3]) - top + 1
+    shape = Image.new("L", (_SMOOTH * width, _SMOOTH * height))
+    draw(ImageDraw.Draw(shape), lambda point: (_SMOOTH * (point[0] - left), _SMOOTH * (point[1] - top)))
+    canvas.paste(color, (left, top), shape.resize((width, height), Image.Resampling.BOX))
