@@ -24,7 +24,7 @@ from jaxtyping import Array
 from detr_jax.data.example import Size
 from detr_jax.errors import MissingPackageError
 from detr_jax.inference.pretrained import Pretrained
-from detr_jax.inference.segmenter import detect_last_layer
+from detr_jax.inference.segmentation_program import detect_last_layer
 from detr_jax.models.detr import predict_masks
 
 INPUTS = ("images", "size")

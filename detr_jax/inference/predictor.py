@@ -17,6 +17,7 @@ from detr_jax.data.token_grid import Point
 from detr_jax.inference.image_attention import Attention, image_attention
 from detr_jax.inference.image_runner import ImageRunner, checked_threshold
 from detr_jax.inference.model_identity import model_identity
+from detr_jax.inference.prepared_image import PreparedImage, prepare_image
 from detr_jax.inference.pretrained import load_pretrained
 from detr_jax.inference.raw_outputs import RawOutputs, raw_outputs
 from detr_jax.inference.read_ahead import ReadAhead
@@ -184,8 +185,6 @@ class Predictor:
     def warmup(self, sizes: Iterable[Size], batch_size: int = 1) -> None:
         """Compiles the programs for images of given sizes, or loads them from disk, before the first image.
 
-        Sizes that are padded to the same static shape share a program.
-
         Args:
           sizes: Heights and widths of images, in pixels: `predictor.warmup([(480, 640), (640, 480)])`.
           batch_size: Number of images that will run together.
@@ -271,6 +270,14 @@ class Predictor:
         """
         pixels = read_inputs(images, ImageRules.from_config(self.config.data), unit_range)
         return raw_outputs(self._segmenter, pixels, self.config.data if resize else None, pad_to)
+
+    def prepare(self, image: AnyImage, *, unit_range: bool = False) -> PreparedImage:
+        """Computes the masks of all queries, so that other thresholds take only a fusion.
+
+        `prepare(image).segment(threshold=0.5)` has the segmentation of `__call__`, up to rounding. Arguments
+        and errors are as there.
+        """
+        return prepare_image(self._segmenter, self._runner.read(image, unit_range))
 
     def attention(
         self,

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8, Int32, UInt8
 
-from detr_jax.inference.fusion import DeviceRules, Pairs, fuse, list_pairs, surviving_queries
+from detr_jax.inference.fusion import DeviceRules, Pairs, Survivors, fuse, list_pairs, surviving_queries
 from detr_jax.inference.query_masks import pack_masks
 from detr_jax.inference.voting import joint_histogram
 from detr_jax.models import detr
-from detr_jax.models.detr import Detr, Params
+from detr_jax.models.detr import Detr, Outputs, Params
 from detr_jax.models.mask_head import Features, MaskHead
 from detr_jax.ops.padding import ceil_div
 
@@ -58,6 +58,20 @@ class Segments(NamedTuple):
     not_finite: Int32[Array, " batch"]
     logits: Float[Array, "batch queries classes"]
     boxes: Float[Array, "batch queries 4"]
+
+
+class QueryResults(NamedTuple):
+    """Outputs of the queries of a batch, on the device.
+
+    Attributes:
+      logits: Class scores before the softmax; the last class is "no object".
+      boxes: cx, cy, w, h relative to the image.
+      mask_logits: Mask logits of (image, query) pairs at a quarter of the resolution.
+    """
+
+    logits: Float[Array, "batch queries classes"]
+    boxes: Float[Array, "batch queries 4"]
+    mask_logits: Float[Array, "padded_pairs mask_height mask_width"]
 
 
 class TrueMaps(NamedTuple):
@@ -119,20 +133,45 @@ def _segment(
     pairs = list_pairs(survivors.survives)
     count = jnp.int32(len(pairs.image)) if all_masks else pairs.survivors
     mask_logits = predict_first_masks(model, params, outputs.features, size, pairs, count, pairs_per_round)
-    fused = fuse(mask_logits, pairs, survivors, kinds, size, *resizing, rules)
+    segments = fuse_queries(
+        QueryResults(logits, boxes, mask_logits), pairs, survivors, size, resizing, kinds, rules
+    )
+    return segments, pairs, mask_logits
+
+
+def fuse_queries(
+    results: QueryResults,
+    pairs: Pairs,
+    survivors: Survivors,
+    size: Int[Array, "batch 2"],
+    resizing: Resizing,
+    kinds: Int8[Array, " categories"],
+    rules: DeviceRules,
+) -> Segments:
+    """The panoptic maps of a batch, given the outputs of its queries.
+
+    Args:
+      results: Outputs of the queries, with masks in the order of `pairs`.
+      pairs: Pairs of the batch.
+      survivors: Queries that survive.
+      size: Valid height and width of each image, in pixels.
+      resizing: How the maps are resized to the original sizes.
+      kinds: Kind of each class, see `fusion.kinds_of_classes`.
+      rules: Thresholds of the fusion.
+    """
+    fused = fuse(results.mask_logits, pairs, survivors, kinds, size, *resizing, rules)
     # Queries with class logits that are not finite never survive.
     lost = ~survivors.finite | (survivors.survives & ~fused.finite)
-    segments = Segments(
+    return Segments(
         fused.canvas,
         survivors.classes,
         survivors.scores,
         fused.areas,
         fused.visible,
         lost.sum(1, dtype=jnp.int32),
-        logits,
-        boxes,
+        results.logits,
+        results.boxes,
     )
-    return segments, pairs, mask_logits
 
 
 def segment_and_compare(
@@ -228,3 +267,14 @@ def predict_first_masks(
     shape = features.pyramid[-1].shape[1:3]
     blank = jnp.zeros((length, *shape), jnp.float32)
     return jax.lax.fori_loop(0, ceil_div(count, pairs_per_round), predict_round, blank)
+
+
+def detect_last_layer(
+    model: Detr,
+    params: Params,
+    images: UInt8[Array, "batch height width 3"],
+    size: Int[Array, "batch 2"],
+) -> Outputs:
+    """`detr.detect` with the outputs of the last decoder layer alone, without the layer axis."""
+    outputs = detr.detect(model, params, images, size)
+    return outputs._replace(logits=outputs.logits[-1], boxes=outputs.boxes[-1])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
+from jaxtyping import Float, Float32, Int, Int32, UInt8
 from ml_collections import ConfigDict
 
 from detr_jax.data.example import Category
@@ -14,9 +14,14 @@ from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.inference.fusion import FusionRules, kinds_of_classes
 from detr_jax.inference.original_sizes import axes_of, resizing, true_maps
 from detr_jax.inference.query_masks import QueryMasks
-from detr_jax.inference.segmentation_program import Segments, segment, segment_and_compare
+from detr_jax.inference.segmentation_program import (
+    Segments,
+    detect_last_layer,
+    segment,
+    segment_and_compare,
+)
 from detr_jax.models import detr
-from detr_jax.models.detr import PAIRS_PER_ROUND, Detr, Outputs, Params
+from detr_jax.models.detr import PAIRS_PER_ROUND, Detr, Params
 from detr_jax.models.mask_head import Features
 from detr_jax.ops.mask_pairs import pad_pairs, query_pairs
 from detr_jax.runtime import parallel
@@ -86,7 +91,7 @@ class Segmenter:
         """
         self.model, self.params, self.categories, self.rules = model, params, categories, rules
         self.devices = None if devices is None else tuple(devices)
-        self._kinds = kinds_of_classes(categories, model.num_classes)
+        self.kinds = kinds_of_classes(categories, model.num_classes)
         self._programs = _compiled_programs(model, self.devices)
 
     @classmethod
@@ -176,7 +181,7 @@ class Segmenter:
           UserError: The batch size is not divisible by the number of devices.
         """
         segments = self._programs.segment(*self._arguments(images, size, orig_size, rules))
-        return self._results(segments, size, orig_size)
+        return self.results(segments, size, orig_size)
 
     def compare(
         self,
@@ -205,7 +210,7 @@ class Segmenter:
         arguments = self._arguments(images, size, orig_size, None)
         program = self._programs.compare_with_masks if all_masks else self._programs.compare
         segments, tables, packed = program(*arguments, truth)
-        found, outputs = self._results(segments, size, orig_size)
+        found, outputs = self.results(segments, size, orig_size)
         counted = list(parallel.on_host(tables)[: len(segment_maps)])
         for index, segment_map in enumerate(segment_maps):
             if not fits[index]:  # it is larger than the input of the model
@@ -226,12 +231,18 @@ class Segmenter:
         """The arguments of the program `segment`."""
         repeats = resizing(images.shape[1:3], size, orig_size)
         sharded = parallel.shard((images, size.astype(np.int32), repeats), self.devices)
-        return self.params, *sharded, self._kinds, (rules or self.rules).for_device()
+        return self.params, *sharded, self.kinds, (rules or self.rules).for_device()
 
-    def _results(
+    def results(
         self, segments: Segments, size: Int[np.ndarray, "batch 2"], orig_size: Int[np.ndarray, "batch 2"]
     ) -> tuple[list[DeviceSegmentation], QueryOutputs]:
-        """The results of the program `segment`, by image."""
+        """Results of a program on the devices, by image.
+
+        Args:
+          segments: Results of the program.
+          size: Valid height and width of each image, in pixels.
+          orig_size: Height and width of each returned map, in pixels.
+        """
         canvases = parallel.shards(segments.canvas)  # (1, images, height, width) each
         fields: dict[str, Any] = {
             name: parallel.on_host(getattr(segments, name)) for name in Segments._fields if name != "canvas"
@@ -267,10 +278,15 @@ def _segments_info(segments: Segments, index: int, categories: Sequence[Category
     ]
 
 
+def pairs_per_round(devices: Sequence[jax.Device] | None) -> int:
+    """Number of masks that the mask head predicts at a time on such devices."""
+    platform = (devices or jax.local_devices())[0].platform
+    return _PAIRS_PER_ROUND_ON_CPU if platform == "cpu" else PAIRS_PER_ROUND
+
+
 @functools.cache
 def _compiled_programs(model: Detr, devices: tuple[jax.Device, ...] | None) -> _Programs:
-    platform = (devices or jax.local_devices())[0].platform
-    per_round = _PAIRS_PER_ROUND_ON_CPU if platform == "cpu" else PAIRS_PER_ROUND
+    per_round = pairs_per_round(devices)
     # Kinds of classes and rules are the same on all devices.
     axes = (0, 0, 0, 0, None, None)
     compare = functools.partial(segment_and_compare, model, per_round)
@@ -282,14 +298,3 @@ def _compiled_programs(model: Detr, devices: tuple[jax.Device, ...] | None) -> _
         announced("detection", per_device(functools.partial(detect_last_layer, model))),
         per_device(functools.partial(detr.predict_masks, model)),
     )
-
-
-def detect_last_layer(
-    model: Detr,
-    params: Params,
-    images: UInt8[Array, "batch height width 3"],
-    size: Int[Array, "batch 2"],
-) -> Outputs:
-    """`detr.detect` with the outputs of the last decoder layer alone, without the layer axis."""
-    outputs = detr.detect(model, params, images, size)
-    return outputs._replace(logits=outputs.logits[-1], boxes=outputs.boxes[-1])
