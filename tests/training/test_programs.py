@@ -15,8 +15,7 @@ from tiny import tiny_batch, tiny_config
 
 from detr_jax.errors import UserError
 from detr_jax.inference.fusion import FusionRules
-from detr_jax.inference.segmentation_program import Resizing, TrueMaps, segment_and_compare
-from detr_jax.inference.segmenter import detect_last_layer
+from detr_jax.inference.segmentation_program import Resizing, TrueMaps, detect_last_layer, segment_and_compare
 from detr_jax.models import detr
 from detr_jax.models.detr import build_model, init_params
 from detr_jax.runtime import parallel
