@@ -23,7 +23,8 @@ SECTIONS = {
     "checkpoint": "Checkpoints",
     "distributed": "Several processes",
 }
-EXPERIMENTS = "shapes", "boxes", "panoptic", "joint"
+FIRST = "shapes", "boxes", "panoptic", "joint"  # experiments in the order of the page; others follow
+NO_EXPERIMENTS = {"variants"}
 
 CONFIGURATION = """# Configuration
 
@@ -50,9 +51,10 @@ def configuration_page(root: Path) -> str:
         parts.append(f"\n## {SECTIONS.get(section, section.capitalize())}\n\n")
         parts += [_field(path) for path in paths]
     parts.append("\n## What the experiments set\n")
+    found = sorted(file.stem for file in (root / "configs").glob("*.py") if file.stem not in NO_EXPERIMENTS)
     sys.path.insert(0, str(root))
     try:
-        parts += [_experiment(name) for name in EXPERIMENTS]
+        parts += [_experiment(name) for name in dict.fromkeys([*FIRST, *found])]
     finally:
         sys.path.remove(str(root))
     return "".join(parts)
