@@ -7,11 +7,25 @@ import argparse
 from collections.abc import Sequence
 
 from detr_jax import __version__
+from detr_jax.commands.conversions import add_convert
 from detr_jax.commands.datasets import add_check, add_shapes, add_tfds
+from detr_jax.commands.demos import add_demo
 from detr_jax.commands.evaluations import add_compare, add_evaluate
 from detr_jax.commands.exports import add_export
 from detr_jax.commands.predictions import add_predict
 from detr_jax.runtime.startup import exit_with_message
+
+_COMMANDS = (
+    add_predict,
+    add_demo,
+    add_evaluate,
+    add_compare,
+    add_check,
+    add_convert,
+    add_shapes,
+    add_tfds,
+    add_export,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser("detr-jax", description="Panoptic segmentation with DETR.")
     result.add_argument("--version", action="version", version=f"detr-jax {__version__}")
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (add_predict, add_evaluate, add_compare, add_check, add_export, add_shapes, add_tfds):
+    for add in _COMMANDS:
         add(commands)
     return result
 

@@ -1,0 +1,219 @@
+"""Folders of masks: images of object ids, images of category ids, and one binary mask per object."""
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from detr_jax.data.convert.category_tables import ObjectTable, read_categories, read_object_table
+from detr_jax.data.convert.conversion_options import ConvertOptions
+from detr_jax.data.convert.overlaps import Mask, boxed, stack
+from detr_jax.data.convert.source_images import (
+    EMPTY,
+    NO_CATEGORY,
+    NO_IMAGE,
+    NO_MASK,
+    OTHER_SIZE,
+    REST,
+    UNREADABLE,
+    VOID,
+    AnnotatedImages,
+    Drop,
+    ImageDropped,
+    ObjectMap,
+    SourceImage,
+    check_same_size,
+    read_ids,
+)
+from detr_jax.data.example import Category, Size
+from detr_jax.data.images import ListedImage, list_images
+from detr_jax.errors import MissingFileError, UserError
+
+
+def read_id_masks(source: Path, options: ConvertOptions) -> AnnotatedImages:
+    """One image of object ids per image; 0 is no object. See `Reader`."""
+    known, table = read_object_table(options)
+    images, masks, dropped = _pair(_images_of(options), _by_stem(list_images([_folder(source)])))
+    return AnnotatedImages(
+        known,
+        [
+            SourceImage(
+                image.name, image.path, functools.partial(_objects_of_ids, masks[stem], stem, table, options)
+            )
+            for stem, image in images.items()
+        ],
+        dropped,
+    )
+
+
+def read_semantic_masks(source: Path, options: ConvertOptions) -> AnnotatedImages:
+    """One image of category ids per image; ids that are no category are void. See `Reader`.
+
+    A thing is a connected region (4-neighbourhood) of its category, so things that touch are one; the pixels
+    of a stuff category are one segment.
+    """
+    if options.categories is None:
+        raise UserError("semantic masks need categories: a JSON or CSV file with id, name and isthing")
+    known = read_categories(options.categories)
+    images, masks, dropped = _pair(_images_of(options), _by_stem(list_images([_folder(source)])))
+    return AnnotatedImages(
+        known,
+        [
+            SourceImage(
+                image.name, image.path, functools.partial(_regions_of_classes, masks[stem], known, options)
+            )
+            for stem, image in images.items()
+        ],
+        dropped,
+    )
+
+
+def read_object_masks(source: Path, options: ConvertOptions) -> AnnotatedImages:
+    """A folder per image with one binary mask per object. See `Reader`.
+
+    The folder is named like the image without suffix. If it has a sub-folder `masks`, the masks lie there,
+    and the image is the one in its sub-folder `images`, unless `options.images` names a folder.
+    """
+    known, table = read_object_table(options)
+    masks: dict[str, list[ListedImage]] = defaultdict(list)
+    own_images: list[ListedImage] = []
+    for file in list_images([_folder(source)]):
+        parent = PurePosixPath(file.name).parent
+        if parent.name == "images" and options.images is None:
+            own_images.append(ListedImage(file.path, f"{parent.parent}{file.path.suffix}"))
+        elif parent.name != "images":
+            masks[str(parent.parent if parent.name == "masks" else parent)].append(file)
+    listed = _by_stem(own_images) if options.images is None else _images_of(options)
+    if not listed:
+        raise UserError(f"the images are not known: name their folder, since {source} has none in */images/")
+    images, _, dropped = _pair(listed, {stem: files[0] for stem, files in masks.items()})
+    return AnnotatedImages(
+        known,
+        [
+            SourceImage(
+                image.name, image.path, functools.partial(_stacked_objects, masks[stem], stem, table, options)
+            )
+            for stem, image in images.items()
+        ],
+        dropped,
+    )
+
+
+def _objects_of_ids(
+    mask: ListedImage, image: str, table: ObjectTable, options: ConvertOptions, size: Size
+) -> ObjectMap:
+    ids = read_ids(mask, options.rules)
+    check_same_size(ids, size)
+    found, numbers = np.unique(ids, return_inverse=True)
+    values = np.full(len(found), REST, np.int32)
+    names, labels, dropped = [], [], []
+    for index, value in enumerate(found.tolist()):
+        if value == 0:
+            continue
+        label = table.category(image, str(value))
+        if label is None:
+            values[index] = VOID
+            dropped.append(Drop(image, str(value), NO_CATEGORY, "its id is not in the table"))
+            continue
+        names.append(str(value))
+        labels.append(label)
+        values[index] = len(names)
+    return ObjectMap(values[numbers.reshape(size)], names, labels, [False] * len(names), dropped)
+
+
+def _regions_of_classes(
+    mask: ListedImage, known: Sequence[Category], options: ConvertOptions, size: Size
+) -> ObjectMap:
+    from scipy import ndimage  # takes a quarter of a second to import
+
+    classes = read_ids(mask, options.rules)
+    check_same_size(classes, size)
+    numbers = np.where(classes == 0, np.int32(REST), np.int32(VOID))
+    names: list[str] = []
+    labels: list[int] = []
+    for category in known:
+        covered = classes == category.id
+        if not category.isthing:
+            regions, count = covered.astype(np.int32), int(covered.any())
+        else:
+            regions, count = ndimage.label(covered)
+        numbers[covered] = (regions + len(names))[covered]
+        names += [f"{category.name} {number}" for number in range(1, count + 1)]
+        labels += [category.id] * count
+    others = np.setdiff1d(classes, [0, *(category.id for category in known)]).tolist()
+    image = PurePosixPath(mask.name).stem
+    dropped = [Drop(image, f"class {value}", NO_CATEGORY, "its id is no category") for value in others]
+    return ObjectMap(numbers, names, labels, [False] * len(names), dropped)
+
+
+def _stacked_objects(
+    files: Sequence[ListedImage], image: str, table: ObjectTable, options: ConvertOptions, size: Size
+) -> ObjectMap:
+    masks: list[Mask] = []
+    names, labels, dropped = [], [], []
+    for file in files:
+        name = PurePosixPath(file.name).stem
+        label = table.category(image, name)
+        try:
+            ids = read_ids(file, options.rules)
+            check_same_size(ids, size)
+            mask = boxed(ids != 0)
+        except ImageDropped as error:  # one mask, not the image
+            dropped.append(Drop(image, name, error.reason, error.detail))
+            continue
+        if mask is None or label is None:
+            reason = EMPTY if mask is None else NO_CATEGORY
+            dropped.append(Drop(image, name, reason))
+            continue
+        masks.append(mask)
+        names.append(name)
+        labels.append(label)
+    if not masks and any(drop.reason in (UNREADABLE, OTHER_SIZE) for drop in dropped):
+        raise ImageDropped(dropped[0].reason, dropped[0].detail)
+    return ObjectMap(stack(masks, size, options.overlap), names, labels, [False] * len(names), dropped)
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise MissingFileError(f"there is no folder {path}: name the folder of masks")
+    return path
+
+
+def _images_of(options: ConvertOptions) -> dict[str, ListedImage]:
+    if options.images is None:
+        raise UserError("the images are not known: name their folder")
+    return _by_stem(list_images([_folder(options.images)]))
+
+
+def _by_stem(files: Iterable[ListedImage]) -> dict[str, ListedImage]:
+    """The files by their path without suffix, which must be unique."""
+    found: dict[str, ListedImage] = {}
+    for file in files:
+        stem = PurePosixPath(file.name).with_suffix("").as_posix()
+        if stem in found:
+            raise UserError(
+                f"{found[stem].path} and {file.path} differ in their suffix alone, so it is not clear which "
+                "belongs to which: rename one"
+            )
+        found[stem] = file
+    return found
+
+
+def _pair(
+    images: Mapping[str, ListedImage], masks: Mapping[str, ListedImage]
+) -> tuple[dict[str, ListedImage], Mapping[str, ListedImage], list[Drop]]:
+    """The images that have masks, the masks, and what has no partner; by path without suffix."""
+    dropped = [Drop(images[stem].name, "", NO_MASK) for stem in sorted(images.keys() - masks.keys())]
+    dropped += [
+        Drop(stem, "", NO_IMAGE, f"there is no image for {masks[stem].path}")
+        for stem in sorted(masks.keys() - images.keys())
+    ]
+    paired = {stem: images[stem] for stem in sorted(images.keys() & masks.keys())}
+    if not paired:
+        raise UserError(
+            "no image has a mask: an image and its mask have the same path below their folders, but for the "
+            f"suffix; the images include {min(images)}, the masks {min(masks)}"
+        )
+    return paired, masks, dropped

@@ -1,0 +1,158 @@
+"""What the formats have in common: images whose annotations are maps of numbered objects."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Int32
+
+from detr_jax.data.convert.conversion_options import ConvertOptions
+from detr_jax.data.example import Category, Size
+from detr_jax.data.image_files import ImageRules
+from detr_jax.data.images import ListedImage, decode_image, to_rgb
+from detr_jax.errors import UserError
+
+VOID = -1  # value of pixels in a map of objects that stay void, even if the rest becomes background
+REST = 0  # value of pixels that no object covers
+
+# Why something is dropped.
+EMPTY = "empty mask"
+OUTSIDE = "outside the image"
+COVERED = "covered by others"
+SMALL = "too small"
+MANY = "more than 255 segments"
+UNREADABLE = "unreadable"
+NO_MASK = "no mask"
+NO_IMAGE = "no image"
+NO_CATEGORY = "no category"
+NO_SEGMENT = "no segment"
+OTHER_SIZE = "mask and image differ in size"
+
+
+class Drop(NamedTuple):
+    """Something of the source that the converted data lack.
+
+    Attributes:
+      image: Name of the image.
+      item: Name of the object; empty for a whole image.
+      reason: One of the reasons above.
+      detail: Further explanation; may be empty.
+    """
+
+    image: str
+    item: str
+    reason: str
+    detail: str = ""
+
+
+class ImageDropped(Exception):
+    """A whole image cannot be converted.
+
+    Attributes:
+      reason: One of the reasons above.
+      detail: Further explanation.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectMap:
+    """The annotated objects of an image. No two overlap.
+
+    Attributes:
+      numbers: Number of the object of each pixel, from 1; or `REST`, or `VOID`.
+      names: Name of each object in the source.
+      labels: Category id of each object.
+      iscrowd: Whether each object is a crowd region.
+      dropped: Objects that the map lacks.
+    """
+
+    numbers: Int32[np.ndarray, "height width"]
+    names: Sequence[str]
+    labels: Sequence[int]
+    iscrowd: Sequence[bool]
+    dropped: Sequence[Drop] = ()
+
+
+class SourceImage(NamedTuple):
+    """An image with annotations that are not read yet.
+
+    Attributes:
+      name: Path relative to the folder of images.
+      path: Path of the file.
+      read: The objects of the image, given its height and width. Raises `ImageDropped`.
+    """
+
+    name: str
+    path: Path
+    read: Callable[[Size], ObjectMap]
+
+
+class AnnotatedImages(NamedTuple):
+    """Everything that a source contains.
+
+    Attributes:
+      categories: Categories of the objects.
+      images: Images, ordered by name.
+      dropped: Images, masks and objects that belong to none of these.
+    """
+
+    categories: tuple[Category, ...]
+    images: list[SourceImage]
+    dropped: list[Drop]
+
+
+class Reader(Protocol):
+    """Reads a source of one format."""
+
+    def __call__(self, source: Path, options: ConvertOptions, /) -> AnnotatedImages:
+        """All images of a source; raises a `UserError` if none can be found."""
+        ...
+
+
+def read_ids(file: ListedImage, rules: ImageRules) -> Int32[np.ndarray, "height width"]:
+    """The ids that an image file holds: grey levels of 1, 8 or 16 bits, indices of a palette, or colours.
+
+    Colours are ids as in COCO's panoptic PNGs, R + 256 G + 65536 B. Masks are not turned by EXIF.
+
+    Raises:
+      ImageDropped: The file cannot be read, or its pixels are not ids.
+    """
+    from detr_jax.data.segment_maps import ids_from_png
+
+    if file.path.suffix.lower() in (".jpg", ".jpeg"):
+        raise ImageDropped(UNREADABLE, f"{file.path} is a JPEG, whose compression changes ids")
+    try:
+        mask = decode_image(file.path, file.path, rules)
+        if mask.mode in ("1", "L", "P") or mask.mode.startswith("I"):
+            return np.asarray(mask).astype(np.int32)
+        return ids_from_png(mask).astype(np.int32)
+    except UserError as error:
+        raise ImageDropped(UNREADABLE, f"{file.path}: {error}") from error
+
+
+def read_pixels(path: Path, rules: ImageRules) -> np.ndarray:
+    """An image as RGB, uint8 (height, width, 3).
+
+    Raises:
+      ImageDropped: The file cannot be read.
+    """
+    try:
+        return to_rgb(decode_image(path, path, rules), path, rules)
+    except UserError as error:
+        raise ImageDropped(UNREADABLE, str(error)) from error
+
+
+def check_same_size(numbers: Int32[np.ndarray, "height width"], size: Size) -> None:
+    """Raises `ImageDropped` if a mask does not have the size of its image."""
+    if numbers.shape != size:
+        (mask_height, mask_width), (height, width) = numbers.shape, size
+        detail = f"the mask is {mask_width} x {mask_height}, the image {width} x {height}"
+        if numbers.shape == size[::-1]:
+            detail += "; if the image has an EXIF orientation, try --orientation=stored"
+        raise ImageDropped(OTHER_SIZE, detail)
