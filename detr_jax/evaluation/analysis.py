@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from detr_jax.data.segment_matches import Outcome
 from detr_jax.evaluation.quality_counts import (
     class_counts,
     grouped_counts,
@@ -18,7 +19,7 @@ from detr_jax.evaluation.quality_counts import (
     qualities,
     unmatched,
 )
-from detr_jax.evaluation.segment_outcomes import Outcome, SegmentOutcomes
+from detr_jax.evaluation.segment_outcomes import SegmentOutcomes
 
 # Areas in pixels where COCO draws the lines between small, medium and large.
 COCO_AREAS = (32.0**2, 96.0**2)

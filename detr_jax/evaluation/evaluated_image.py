@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detr_jax.data.segment_matches import SegmentMatches
 from detr_jax.errors import UserError
-from detr_jax.evaluation.segment_matches import SegmentMatches
 from detr_jax.runtime.files import write_text
 
 _TYPES: dict[str, type] = {

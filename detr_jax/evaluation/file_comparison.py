@@ -12,8 +12,8 @@ from jaxtyping import Int64, UInt32
 
 from detr_jax.data.images import decode_image
 from detr_jax.data.segment_maps import ids_from_png, reason_for_grey
+from detr_jax.data.segment_matches import count_overlaps
 from detr_jax.errors import UserError
-from detr_jax.evaluation.panoptic_quality import count_overlaps
 from detr_jax.evaluation.result_files import ResultFiles
 
 _THREADS = min(8, os.cpu_count() or 1)

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int, Int64, Integer
+from jaxtyping import Float64, Int
 
 from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
-from detr_jax.evaluation.segment_matches import SegmentMatches, match_segments
+from detr_jax.data.segment_matches import SegmentMatches, count_overlaps, match_segments
 
 GROUPS = {"All": (True, False), "Things": (True,), "Stuff": (False,)}
 
@@ -169,39 +169,3 @@ def _class_result(iou: float, tp: float, fp: float, fn: float) -> dict[str, Any]
     quality = {"pq": iou / weight, "rq": tp / weight} if weight else {"pq": 0.0, "rq": 0.0}
     quality["sq"] = iou / tp if tp else 0.0
     return {**quality, "iou": iou, "tp": int(tp), "fp": int(fp), "fn": int(fn)}
-
-
-def count_overlaps(
-    true_map: Integer[np.ndarray, "height width"],
-    true_ids: Sequence[int],
-    predicted_map: Integer[np.ndarray, "height width"],
-    predicted_ids: Sequence[int],
-) -> Int64[np.ndarray, "true_segments_and_2 predicted_segments_and_2"]:
-    """Counts the pixels that each pair of segments of two maps shares.
-
-    Runs of equal pixels are counted, of which there are far fewer than pixels.
-
-    Args:
-      true_map: Segment id of each pixel.
-      true_ids: Ids of the listed segments; not 0, which is void.
-      predicted_map: Segment id of each pixel.
-      predicted_ids: Ids of the listed segments; not 0, which is void.
-
-    Returns:
-      Number of pixels of each pair. Index 0 is void, the last one all unlisted ids.
-    """
-    truth, guess = true_map.ravel(), predicted_map.ravel()
-    ends = np.flatnonzero((truth[1:] != truth[:-1]) | (guess[1:] != guess[:-1]))
-    ends = np.append(ends, truth.size - 1)
-    rows, columns = _positions(truth[ends], true_ids), _positions(guess[ends], predicted_ids)
-    height, width = len(true_ids) + 2, len(predicted_ids) + 2
-    counts = np.bincount(rows * width + columns, np.diff(ends, prepend=-1), height * width)
-    return counts.astype(np.int64).reshape(height, width)
-
-
-def _positions(ids: Integer[np.ndarray, " runs"], segments: Sequence[int]) -> Int64[np.ndarray, " runs"]:
-    """Replaces ids by positions: 0 is void, 1 the first listed segment, and the last one all unlisted ids."""
-    listed = np.array([0, *segments], np.int64)
-    order = np.argsort(listed)
-    nearest = order[np.searchsorted(listed, ids, sorter=order).clip(max=len(listed) - 1)]
-    return np.where(listed[nearest] == ids, nearest, len(listed))

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from detr_jax.evaluation.segment_outcomes import Outcome, SegmentOutcomes
+from detr_jax.data.segment_matches import Outcome
+from detr_jax.evaluation.segment_outcomes import SegmentOutcomes
 
 
 def class_counts(

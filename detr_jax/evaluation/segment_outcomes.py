@@ -1,37 +1,14 @@
 """What became of every true and predicted segment of an evaluation, in one table each."""
 
-import enum
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from detr_jax.data.example import Category
+from detr_jax.data.segment_matches import SegmentMatches, match_outcomes
 from detr_jax.evaluation.evaluated_image import EvaluatedImage
-from detr_jax.evaluation.segment_matches import SegmentMatches
-
-# IoU above which an unmatched segment counts as found with a poor mask, rather than missed or invented.
-POOR_IOU = 0.1
-
-
-class Outcome(enum.IntEnum):
-    """What became of a segment. The first that applies counts.
-
-    Attributes:
-      IGNORED: A true segment that is a crowd, or a prediction that is excused because more than half of it is
-        void or a crowd of its category.
-      MATCHED: Same category and IoU above 0.5.
-      WRONG_CLASS: IoU above 0.5 with a segment of another category.
-      POOR_MASK: IoU from 0.1 to 0.5 with a segment of the same category.
-      ALONE: None of these: a true segment that was missed, or a prediction that was invented.
-    """
-
-    IGNORED = 0
-    MATCHED = 1
-    WRONG_CLASS = 2
-    POOR_MASK = 3
-    ALONE = 4
 
 
 class SegmentOutcomes(NamedTuple):
@@ -83,52 +60,28 @@ def segment_outcomes(
 
 def _outcomes(matches: SegmentMatches) -> tuple[SegmentOutcomes, SegmentOutcomes]:
     """Outcomes in an image, with category ids instead of positions."""
-    same = matches.true_category[:, None] == matches.category[None]
-    matched = np.zeros(len(matches.category), bool)
-    matched[matches.match[matches.match >= 0]] = True
+    truths, predictions = match_outcomes(matches)
     iou_of_match = np.zeros(len(matches.category))
     iou_of_match[matches.match[matches.match >= 0]] = matches.matched_iou[matches.match >= 0]
-    taken = ~same & (matches.iou > 0.5)
-    near = same & ~matches.iscrowd[:, None] & (matches.iou >= POOR_IOU)
     true = SegmentOutcomes(
         image=np.zeros(0, np.int64),
         category=matches.true_category,
         area=matches.true_area,
         score=np.full(len(matches.match), np.nan),
-        outcome=_classified(matches.match >= 0, matches.missed, taken.any(1), near.any(1)),
+        outcome=truths.outcome,
         iou=matches.matched_iou,
-        other=_partner(taken, matches.category),
+        other=truths.other,
     )
     predicted = SegmentOutcomes(
         image=np.zeros(0, np.int64),
         category=matches.category,
         area=matches.area,
         score=matches.score,
-        outcome=_classified(matched, matches.wrong, taken.any(0), near.any(0)),
+        outcome=predictions.outcome,
         iou=iou_of_match,
-        other=_partner(taken.T, matches.true_category),
+        other=predictions.other,
     )
     return true, predicted
-
-
-def _classified(
-    matched: Bool[np.ndarray, " segments"],
-    unmatched: Bool[np.ndarray, " segments"],
-    taken: Bool[np.ndarray, " segments"],
-    near: Bool[np.ndarray, " segments"],
-) -> Int64[np.ndarray, " segments"]:
-    conditions = [matched, ~unmatched, taken, near]
-    outcomes = [Outcome.MATCHED, Outcome.IGNORED, Outcome.WRONG_CLASS, Outcome.POOR_MASK]
-    return np.select(conditions, [int(outcome) for outcome in outcomes], int(Outcome.ALONE)).astype(np.int64)
-
-
-def _partner(
-    taken: Bool[np.ndarray, "segments others"], kinds: Int64[np.ndarray, " others"]
-) -> Int64[np.ndarray, " segments"]:
-    """Category of the other segment that each segment was taken for; -1 if there is none."""
-    if not len(kinds):
-        return np.full(len(taken), -1, np.int64)
-    return np.where(taken.any(1), kinds[taken.argmax(1)], -1)
 
 
 def _empty() -> SegmentOutcomes:

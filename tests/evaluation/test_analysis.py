@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from evaluated import CATEGORIES, evaluation
 
+from detr_jax.data.segment_matches import Outcome, match_segments
 from detr_jax.evaluation.analysis import (
     COCO_AREAS,
     area_quantiles,
@@ -18,8 +19,7 @@ from detr_jax.evaluation.analysis import (
 )
 from detr_jax.evaluation.evaluated_image import EvaluatedImage
 from detr_jax.evaluation.quality_counts import class_counts, image_counts, mean_over_classes, qualities
-from detr_jax.evaluation.segment_matches import match_segments
-from detr_jax.evaluation.segment_outcomes import Outcome, segment_outcomes
+from detr_jax.evaluation.segment_outcomes import segment_outcomes
 
 CLASSES = len(CATEGORIES)
 

@@ -8,11 +8,11 @@ from evaluated import CATEGORIES, evaluation
 
 from detr_jax.__main__ import main
 from detr_jax.data.categories import to_json
+from detr_jax.data.segment_matches import match_segments
 from detr_jax.data.shapes import export as write_shapes
 from detr_jax.errors import UserError
 from detr_jax.evaluation.compare_runs import EvaluatedRun, compare_runs, read_run
 from detr_jax.evaluation.evaluated_image import write_images
-from detr_jax.evaluation.segment_matches import match_segments
 
 IMAGES, RESULT = evaluation(60)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from detr_jax.data.segment_matches import match_segments
 from detr_jax.errors import UserError
 from detr_jax.evaluation.evaluated_image import EvaluatedImage, read_images, write_images
-from detr_jax.evaluation.segment_matches import match_segments
 
 
 def image(number, truths, predictions):

@@ -10,10 +10,10 @@ from evaluated import CATEGORIES, evaluation, overlaps, segmentations
 from reports import PRECISION, full_report, picture, png
 
 from detr_jax.data.categories import coco_panoptic
+from detr_jax.data.segment_matches import match_segments
 from detr_jax.evaluation.evaluated_image import EvaluatedImage
 from detr_jax.evaluation.panoptic_quality import PanopticQuality
 from detr_jax.evaluation.report.page import Picture, write_report
-from detr_jax.evaluation.segment_matches import match_segments
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,33 @@
 """Which predicted segments match which true ones: the basis of panoptic quality and of what explains it."""
 
+import enum
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, Int64
+from jaxtyping import Bool, Float64, Int, Int64, Integer
+
+# IoU above which an unmatched segment counts as found with a poor mask, rather than missed or invented.
+POOR_IOU = 0.1
+
+
+class Outcome(enum.IntEnum):
+    """What became of a segment. The first that applies counts.
+
+    Attributes:
+      IGNORED: A true segment that is a crowd, or a prediction that is excused because more than half of it is
+        void or a crowd of its category.
+      MATCHED: Same category and IoU above 0.5.
+      WRONG_CLASS: IoU above 0.5 with a segment of another category.
+      POOR_MASK: IoU from 0.1 to 0.5 with a segment of the same category.
+      ALONE: None of these: a true segment that was missed, or a prediction that was invented.
+    """
+
+    IGNORED = 0
+    MATCHED = 1
+    WRONG_CLASS = 2
+    POOR_MASK = 3
+    ALONE = 4
 
 
 class SegmentMatches(NamedTuple):
@@ -110,3 +134,91 @@ def _crowd_pixels(
         for column, kind in enumerate(category.tolist(), 1)
     ]
     return np.array(shared, np.int64)
+
+
+class MatchOutcomes(NamedTuple):
+    """What became of the true segments of an image, or of the predicted ones.
+
+    Attributes:
+      outcome: Value of the `Outcome` of each segment.
+      other: Category id of the segment of another category with which the IoU exceeds 0.5; -1 if there is
+        none. Crowds are such segments as well.
+    """
+
+    outcome: Int64[np.ndarray, " segments"]
+    other: Int64[np.ndarray, " segments"]
+
+
+def match_outcomes(matches: SegmentMatches) -> tuple[MatchOutcomes, MatchOutcomes]:
+    """What became of the true segments of an image, and of the predicted ones."""
+    same = matches.true_category[:, None] == matches.category[None]
+    matched = np.zeros(len(matches.category), bool)
+    matched[matches.match[matches.match >= 0]] = True
+    taken = ~same & (matches.iou > 0.5)
+    near = same & ~matches.iscrowd[:, None] & (matches.iou >= POOR_IOU)
+    return (
+        MatchOutcomes(
+            _classified(matches.match >= 0, matches.missed, taken.any(1), near.any(1)),
+            _partner(taken, matches.category),
+        ),
+        MatchOutcomes(
+            _classified(matched, matches.wrong, taken.any(0), near.any(0)),
+            _partner(taken.T, matches.true_category),
+        ),
+    )
+
+
+def _classified(
+    matched: Bool[np.ndarray, " segments"],
+    unmatched: Bool[np.ndarray, " segments"],
+    taken: Bool[np.ndarray, " segments"],
+    near: Bool[np.ndarray, " segments"],
+) -> Int64[np.ndarray, " segments"]:
+    conditions = [matched, ~unmatched, taken, near]
+    outcomes = [Outcome.MATCHED, Outcome.IGNORED, Outcome.WRONG_CLASS, Outcome.POOR_MASK]
+    return np.select(conditions, [int(outcome) for outcome in outcomes], int(Outcome.ALONE)).astype(np.int64)
+
+
+def _partner(
+    taken: Bool[np.ndarray, "segments others"], kinds: Int64[np.ndarray, " others"]
+) -> Int64[np.ndarray, " segments"]:
+    """Category of the other segment that each segment was taken for; -1 if there is none."""
+    if not len(kinds):
+        return np.full(len(taken), -1, np.int64)
+    return np.where(taken.any(1), kinds[taken.argmax(1)], -1)
+
+
+def count_overlaps(
+    true_map: Integer[np.ndarray, "height width"],
+    true_ids: Sequence[int],
+    predicted_map: Integer[np.ndarray, "height width"],
+    predicted_ids: Sequence[int],
+) -> Int64[np.ndarray, "true_segments_and_2 predicted_segments_and_2"]:
+    """Counts the pixels that each pair of segments of two maps shares.
+
+    Runs of equal pixels are counted, of which there are far fewer than pixels.
+
+    Args:
+      true_map: Segment id of each pixel.
+      true_ids: Ids of the listed segments; not 0, which is void.
+      predicted_map: Segment id of each pixel.
+      predicted_ids: Ids of the listed segments; not 0, which is void.
+
+    Returns:
+      Number of pixels of each pair. Index 0 is void, the last one all unlisted ids.
+    """
+    truth, guess = true_map.ravel(), predicted_map.ravel()
+    ends = np.flatnonzero((truth[1:] != truth[:-1]) | (guess[1:] != guess[:-1]))
+    ends = np.append(ends, truth.size - 1)
+    rows, columns = _positions(truth[ends], true_ids), _positions(guess[ends], predicted_ids)
+    height, width = len(true_ids) + 2, len(predicted_ids) + 2
+    counts = np.bincount(rows * width + columns, np.diff(ends, prepend=-1), height * width)
+    return counts.astype(np.int64).reshape(height, width)
+
+
+def _positions(ids: Integer[np.ndarray, " runs"], segments: Sequence[int]) -> Int64[np.ndarray, " runs"]:
+    """Replaces ids by positions: 0 is void, 1 the first listed segment, and the last one all unlisted ids."""
+    listed = np.array([0, *segments], np.int64)
+    order = np.argsort(listed)
+    nearest = order[np.searchsorted(listed, ids, sorter=order).clip(max=len(listed) - 1)]
+    return np.where(listed[nearest] == ids, nearest, len(listed))
