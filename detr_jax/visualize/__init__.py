@@ -1,7 +1,9 @@
-"""Draws segmentations and detections over images, and training curves."""
+"""Draws segmentations, detections and attention over images, and training curves."""
 
+from detr_jax.visualize.attention import attention_overlay
+from detr_jax.visualize.detected_boxes import draw_boxes
 from detr_jax.visualize.overlays import overlay
 from detr_jax.visualize.panels import side_by_side
 from detr_jax.visualize.svg_pictures import svg
 
-__all__ = ["overlay", "side_by_side", "svg"]
+__all__ = ["attention_overlay", "draw_boxes", "overlay", "side_by_side", "svg"]

@@ -1,6 +1,7 @@
 """What pictures of a segmentation share: numbered segments with their texts and colours, and the size."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,8 +51,7 @@ def drawn_segments(segmentation: PanopticSegmentation, palette: str = "category"
       UserError: There is no such palette.
     """
     infos = segmentation.segments_info
-    known = {category.id: category for category in segmentation.categories}
-    kinds = [known.get(info["category_id"]) or _unknown(info) for info in infos]
+    kinds = [category_of(info, segmentation.categories) for info in infos]
     numbers = number_segments(segmentation)
     areas = np.bincount(numbers.ravel(), minlength=len(infos) + 1)[1:]
     pairs = [(one - 1, two - 1) for one, two in touching_pairs(numbers)]
@@ -154,7 +154,8 @@ def display_name(name: str) -> str:
     return name.removesuffix("-merged").removesuffix("-other").removesuffix("-stuff").replace("-", " ")
 
 
-def _unknown(info: dict[str, Any]) -> Category:
-    """The category of a segment whose category is not listed."""
+def category_of(info: dict[str, Any], categories: Sequence[Category]) -> Category:
+    """The category of a segment or detection; a grey one with its id for a name if it is not listed."""
     number = info["category_id"]
-    return Category(number, f"category {number}", bool(info.get("isthing", True)), (128, 128, 128))
+    listed = next((category for category in categories if category.id == number), None)
+    return listed or Category(number, f"category {number}", bool(info.get("isthing", True)), (128, 128, 128))

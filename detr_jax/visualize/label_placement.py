@@ -1,7 +1,7 @@
 """Where labels go: each segment of a picture has one, or an entry of the legend below the picture."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,9 +83,30 @@ def place_labels(
     stride = 1 + int(np.sqrt(numbers.size / _CELLS))
     cells, cell = numbers[::stride, ::stride], float(scale * stride)
     size = (numbers.shape[1] * scale, numbers.shape[0] * scale)
-    placer = _Placer(cells, cell, size, _anchors(numbers, stride, len(texts)) * scale)
+    placer = Placer(cells, cell, size, _anchors(numbers, stride, len(texts)) * scale)
     areas = np.bincount(numbers.ravel(), minlength=len(texts) + 1)[1:]
     order = [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]]
+    return place_with(placer, order, texts, names, colors, legend_colors or colors)
+
+
+def place_with(
+    placer: "Placer",
+    order: Sequence[int],
+    texts: Sequence[str],
+    names: Sequence[str],
+    colors: Sequence[Color],
+    legend_colors: Sequence[Color],
+) -> Labelling:
+    """Places labels as `place_labels` does, with another placer and in another order.
+
+    Args:
+      placer: Places single labels.
+      order: Indices of the segments, in the order in which they are placed.
+      texts: Label of each segment.
+      names: Name of each segment's class, by which segments are counted.
+      colors: Colour of each segment.
+      legend_colors: Colour of each segment's class.
+    """
     counted = _too_many([names[index] for index in order])
     single = [index for index in order if names[index] not in counted]
     rest = [index for index in single if not placer.place_inside(index, texts[index])]
@@ -95,12 +116,11 @@ def place_labels(
     lost = Counter(names[index] for index in order if index not in shown)
     first = {names[index]: index for index in reversed(order)}
     entries = [Entry(colors[index], str(place), texts[index]) for place, index in enumerate(numbered, 1)]
-    swatches = legend_colors or colors
-    entries += [Entry(swatches[first[name]], "", f"{name} ({n})") for name, n in lost.items()]
+    entries += [Entry(legend_colors[first[name]], "", f"{name} ({count})") for name, count in lost.items()]
     return Labelling(placer.labels, entries)
 
 
-class _Placer:
+class Placer:
     """Places the labels of segments one after another."""
 
     def __init__(
@@ -110,6 +130,14 @@ class _Placer:
         size: tuple[int, int],
         anchors: Float[np.ndarray, "segments 2"],
     ):
+        """Nothing is placed yet.
+
+        Args:
+          cells: Number of the segment at each cell of the picture, from 1; 0 is void.
+          cell: Side of a cell, in pixels.
+          size: Width and height of the picture.
+          anchors: Point of each segment at which its label is best placed, or a line to it ends, as x and y.
+        """
         self.labels: list[Label] = []
         self._cells, self._cell, self._size = cells, cell, size
         self._space = LabelSpace(size, cells, cell)
@@ -120,15 +148,12 @@ class _Placer:
 
     def place_inside(self, index: int, text: str) -> bool:
         """Places a label in its segment, if it fits."""
-        x, y = self._anchors[index]
         for font_size in (self._large, self._small):
             width, height = label_size(text, font_size)
-            left = min(max(x - width / 2, 1), self._size[0] - width - 1)
-            top = min(max(y - height / 2, 1), self._size[1] - height - 1)
-            box = (float(left), float(top), float(left + width), float(top + height))
-            if self._is_within(box, index) and self._space.is_free(box):
-                self._add(Label(index, text, box, font_size, None))
-                return True
+            for box in self._boxes_inside(index, width, height):
+                if self._space.is_free(box):
+                    self._add(Label(index, text, box, font_size, None))
+                    return True
         return False
 
     def place_beside(self, index: int, text: str, limited: bool = True) -> bool:
@@ -161,6 +186,14 @@ class _Placer:
     def _add(self, label: Label) -> None:
         self.labels.append(label)
         self._space.take(label.box, label.anchor)
+
+    def _boxes_inside(self, index: int, width: float, height: float) -> Iterable[Box]:
+        """Where a label of a width and height lies in its segment, the best place first."""
+        x, y = self._anchors[index]
+        left = float(min(max(x - width / 2, 1), self._size[0] - width - 1))
+        top = float(min(max(y - height / 2, 1), self._size[1] - height - 1))
+        box = (left, top, left + width, top + height)
+        return [box] if self._is_within(box, index) else []
 
     def _is_within(self, box: Box, index: int) -> bool:
         left, top, right, bottom = (round(side / self._cell) for side in box)
