@@ -14,11 +14,12 @@ from detr_jax.data.shapes import export
 
 # Trainings and evaluations with fewer steps and pictures; of the benchmark, one part.
 SHORT = (
-    "--config.steps=2 --config.data.eval_count=8 --config.eval.part_count=4 --config.eval.batch_size=4 "
-    "--config.eval.pictures=1"
+    "--config.steps=2 --config.batch_size=4 --config.data.eval_count=4 --config.eval.part_count=2 "
+    "--config.eval.batch_size=4 --config.eval.pictures=1"
 )
 SHORTER = [
     (r"(--config=configs/shapes\.py\S*)", rf"\1 {SHORT}"),
+    (r"XLA_FLAGS=(\S+)", r'XLA_FLAGS="$XLA_FLAGS \1"'),  # keeps those by which tests compile fast
     (r"(benchmarks/learning/stages\.py)", r"\1 --time='learned positions'"),
 ]
 # Linters, tests and the build of the site, which run on their own.
