@@ -1,8 +1,14 @@
 """A tiny model, with batches and configs for it, for tests that take seconds."""
 
 import dataclasses
+import functools
+import os
+import pickle
+import zlib
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import make
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,7 +18,7 @@ from detr_jax.data import batches
 from detr_jax.data.batches import Batch
 from detr_jax.data.example import Example
 from detr_jax.data.transforms import TrainTransform
-from detr_jax.models.detr import Detr, build_model, param_shapes
+from detr_jax.models.detr import Detr, Params, build_model, init_params, param_shapes
 from detr_jax.weights.layouts import model_options_of
 
 TINY = {
@@ -34,11 +40,29 @@ def tiny_model(**options) -> Detr:
     return build_model(tiny_config(**options).model)
 
 
+known_shapes = functools.cache(param_shapes)  # which traces the model
+
+
 def random_params(model, masks=True):
     """Parameters of a model, random without any scheme, so that nothing is compiled."""
     rng = np.random.default_rng(0)
-    shapes = param_shapes(model, masks)
+    shapes = known_shapes(model, masks)
     return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def initial_params(model: Detr, masks: bool = True) -> Params:
+    """The parameters of `init_params` and key 0, on the host.
+
+    Compiling them takes longer than most tests, so that all processes of a session share them as files.
+    """
+    model = model.clone(dropout=0.0, dtype=jnp.float32)  # no parameter depends on these
+    file = Path(os.environ["DETR_JAX_INITIAL"]) / f"{zlib.crc32(repr((model, masks)).encode())}.pickle"
+    if not file.exists():
+        params = jax.device_get(init_params(model, jax.random.key(0), masks))
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(pickle.dumps(params))
+        partial.replace(file)
+    return pickle.loads(file.read_bytes())
 
 
 def published_model(state_dict, **options) -> Detr:
@@ -105,6 +129,7 @@ def small_run() -> ConfigDict:
     data.train_scales, data.eval_scale, data.max_size, data.crop_probability = (64,), 64, 64, 0.0
     data.max_targets = 12
     config.pair_lengths = (12,)
+    config.optim.schedule = "constant"  # runs of any length have the same programs, which the cache keeps
     config.eval.batch_size, config.eval.pictures, config.eval.every_epochs = 2, 1, 10.0
     config.checkpoint.every_steps = 2
     return config

@@ -47,7 +47,7 @@ def test_a_step_that_is_not_finite_is_dropped_and_counted(parts, method):
     assert parallel.unreplicate(metrics["updates"]) == 2
 
 
-@pytest.mark.parametrize("stage", ["boxes", pytest.param("joint", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["masks", pytest.param("joint", marks=pytest.mark.slow)])
 def test_finite_steps_are_bit_identical_with_and_without_skipping(stage):
     results = []
     for skip in (False, True):
@@ -64,14 +64,14 @@ def test_finite_steps_are_bit_identical_with_and_without_skipping(stage):
     [("class_head", np.nan, 1), ("mask_head", np.nan, 2), ("query_embedding", 3e38, 1)],
 )
 def test_names_the_first_term_that_is_not_finite(name, value, expected):
-    step, params = tiny_step("joint")
+    step, params = tiny_step()
     params = {**params, name: jax.tree.map(lambda leaf: np.full_like(leaf, value), params[name])}
     _, metrics = step(step.init(params), tiny_batch(2))
     assert term(metrics) == expected
 
 
 def test_parameters_that_overflow_are_not_finite():
-    config = tiny_config("boxes")
+    config = tiny_config("masks")
     config.optim.learning_rate = 3e38  # times the step of Adam plus the weight decay
     config.optim.weight_decay = 1e3
     model = build_model(config.model)
