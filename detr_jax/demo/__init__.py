@@ -1,0 +1,1 @@
+"""A page in the browser that segments images. It needs Gradio: `pip install 'detr_jax[demo]'`."""
