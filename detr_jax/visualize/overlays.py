@@ -1,5 +1,7 @@
 """Draws panoptic segmentations over images."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 from PIL import Image
@@ -65,7 +67,9 @@ def overlay(
     pixels = read_matching_image(image, segmentation, unit_range)
     factor = picture_scale(pixels.shape[:2], scale)
     drawn = drawn_segments(segmentation, palette)
-    picture = tint(enlarge(pixels, factor), enlarge(drawn.numbers, factor), drawn, opacity)
+    outlined = [kind.isthing for kind in drawn.kinds]
+    opacities = [float(opacity)] * len(outlined)
+    picture = tint(enlarge(pixels, factor), enlarge(drawn.numbers, factor), drawn.colors, opacities, outlined)
     return (
         add_labels(picture, segment_labels(drawn, segmentation, factor, palette), drawn.colors)
         if labels
@@ -83,7 +87,7 @@ def segment_labels(
 
 
 def add_labels(
-    picture: UInt8[np.ndarray, "height width 3"], labelling: Labelling, colors: list[Color]
+    picture: UInt8[np.ndarray, "height width 3"], labelling: Labelling, colors: Sequence[Color]
 ) -> UInt8[np.ndarray, "taller width 3"]:
     """A picture with labels in it, and a legend below it if one is needed."""
     canvas = Image.fromarray(picture)
@@ -94,19 +98,29 @@ def add_labels(
 def tint(
     image: UInt8[np.ndarray, "height width 3"],
     numbers: Integer[np.ndarray, "height width"],
-    drawn: DrawnSegments,
-    opacity: float,
+    colors: Sequence[Color],
+    opacities: Sequence[float],
+    outlined: Sequence[bool],
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """An image, tinted in the colours of its segments, with white outlines of things."""
-    colors = np.array([(0, 0, 0), *drawn.colors], np.float32)
-    things = np.array([False, *(kind.isthing for kind in drawn.kinds)])
+    """Tints an image in the colours of its segments.
+
+    Args:
+      image: RGB image.
+      numbers: Number of the segment of each pixel, from 1; 0 is void, which keeps its colour.
+      colors: Colour of each segment.
+      opacities: Opacity of each segment's colour.
+      outlined: Whether each segment has a white outline.
+    """
+    table = np.array([(0, 0, 0), *colors], np.float32)
+    fill = np.array([0.0, *opacities], np.float32)
+    with_lines = np.array([False, *outlined])
     edges = outlines(numbers, max(1, round(min(image.shape[:2]) / 500)))
     picture = np.empty_like(image)
     step = max(1, _BLOCK_PIXELS // max(1, image.shape[1]))
     for start in range(0, len(image), step):  # whole images would take 150 bytes a pixel
         rows = slice(start, start + step)
-        lines = edges[rows] & things[numbers[rows]]
-        picture[rows] = _blend(image[rows], numbers[rows], lines, colors, opacity)
+        lines = edges[rows] & with_lines[numbers[rows]]
+        picture[rows] = _blend(image[rows], numbers[rows], lines, table, fill)
     return picture
 
 
@@ -115,14 +129,12 @@ def _blend(
     numbers: Integer[np.ndarray, "height width"],
     lines: Bool[np.ndarray, "height width"],
     colors: Float[np.ndarray, "segments_and_void 3"],
-    opacity: float,
+    opacities: Float[np.ndarray, " segments_and_void"],
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Rows of an image, tinted in the colours of their segments and with outlines."""
-    covered = (numbers > 0)[..., None]
-    fill = np.float32(opacity) * covered
     # Partly grey, so that colours of the image are not mistaken for colours of segments.
     grey = image.mean(-1, dtype=np.float32, keepdims=True)
-    ground = np.where(covered, 0.5 * image + 0.5 * grey, image)
-    picture = ground + fill * (colors[numbers] - ground)
+    ground = np.where((numbers > 0)[..., None], 0.5 * image + 0.5 * grey, image)
+    picture = ground + opacities[numbers][..., None] * (colors[numbers] - ground)
     picture[lines] = 0.25 * colors[numbers[lines]] + 0.75 * 255
     return picture.clip(0, 255).astype(np.uint8)
