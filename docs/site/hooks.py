@@ -1,7 +1,8 @@
 """Hooks of MkDocs: pages generated from the code, links to files outside docs/, formulas, and listings.
 
 In the sources, a formula is a fenced block `math`, or inline dollar signs around a code span, as on GitHub. A
-comment `<!-- code: FILE NAME -->` becomes the source of a function. Links are those of the repository.
+comment `<!-- code: FILE NAME -->` becomes the source of a function, `<!-- members: MODULE -->` the reference of
+the public names of a module. Links are those of the repository.
 """
 
 import logging
@@ -24,6 +25,7 @@ COPIES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 
 _LINK = re.compile(r"(?<=\]\()([^)#\s]+)(?=[)#])")
 _CODE = re.compile(r"^<!-- code: (\S+) (\S+) -->$", re.MULTILINE)
+_MEMBERS = re.compile(r"^<!-- members: (\S+) -->$", re.MULTILINE)
 _log = logging.getLogger("mkdocs.plugins.detr_jax")
 
 
@@ -45,13 +47,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replaces listings, and links that leave docs/ by addresses in the repository."""
+    """Replaces listings, members, and links that leave docs/ by addresses in the repository."""
     source = COPIES.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def replace_link(match: re.Match[str]) -> str:
         return _address(match[1], source)
 
     markdown = _CODE.sub(lambda match: listings.listing(ROOT / match[1], match[2]), markdown)
+    markdown = _MEMBERS.sub(lambda match: reference.members(match[1]), markdown)
     return _LINK.sub(replace_link, markdown)
 
 

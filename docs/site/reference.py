@@ -60,6 +60,12 @@ def configuration_page(root: Path) -> str:
     return "".join(parts)
 
 
+def members(module: str) -> str:
+    """Entries of mkdocstrings for the public names of a module."""
+    names = importlib.import_module(module).__all__
+    return "\n".join(f"::: {module}.{name}\n" for name in names)
+
+
 def _field(path: str) -> str:
     field = FIELDS[path]
     meaning = field.description[0].upper() + field.description[1:]

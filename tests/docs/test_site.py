@@ -98,7 +98,8 @@ def test_public_names_have_an_entry(site):
     page = (site / "api.html").read_text()
     for name in set(detr_jax.__all__) - {"visualize"}:
         assert re.search(rf'id="detr_jax\.[\w.]*\b{name}"', page), name
-    assert 'id="detr_jax.visualize.overlays.overlay"' in page or 'id="detr_jax.visualize.overlay"' in page
+    for name in detr_jax.visualize.__all__:
+        assert f'id="detr_jax.visualize.{name}"' in page, name
 
 
 def test_every_equation_of_the_paper_is_shown_with_code(site):
