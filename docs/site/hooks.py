@@ -1,8 +1,8 @@
 """Hooks of MkDocs: pages generated from the code, links to files outside docs/, formulas, and listings.
 
 In the sources, a formula is a fenced block `math`, or inline dollar signs around a code span, as on GitHub. A
-comment `<!-- code: FILE NAME -->` becomes the source of a function, `<!-- members: MODULE -->` the reference of
-the public names of a module. Links are those of the repository.
+comment `<!-- code: FILE NAME -->` becomes the source of a function, `<!-- members: MODULE -->` the reference
+of all public names of a module. Links are those of the repository.
 """
 
 import logging
