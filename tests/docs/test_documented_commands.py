@@ -63,7 +63,10 @@ def checkout(tmp_path_factory):
     ignored = shutil.ignore_patterns("__pycache__", "*.json")
     for name in ("configs", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    make_environment(folder / ".venv")
+    pip = make_environment(folder / ".venv") / "pip"
+    # Without it, the command `pip` would be that of the environment that runs the tests.
+    pip.write_text('#!/bin/sh\nexec python -m pip "$@"\n')
+    pip.chmod(0o755)
     for split in ("train", "validation"):
         export(folder / "FOLDER", 4, split)
     return folder
