@@ -18,7 +18,7 @@ from mutations import (
     mutate_safetensors,
 )
 from PIL import Image
-from tiny import TINY, tiny_config, tiny_model
+from tiny import TINY, initial_params, tiny_config, tiny_model
 
 from detr_jax import __main__ as command_line
 from detr_jax.config import parse_config, validate
@@ -30,7 +30,7 @@ from detr_jax.data.shapes import Shapes, export
 from detr_jax.errors import UserError
 from detr_jax.evaluation.file_evaluation import evaluate_files
 from detr_jax.inference.predictor import Predictor
-from detr_jax.models.detr import build_model, init_params
+from detr_jax.models.detr import build_model
 from detr_jax.runtime.reporting import Reporter
 from detr_jax.training.checkpoints import BestCheckpoint
 from detr_jax.weights import layouts, tensor_files
@@ -141,7 +141,7 @@ def configs(folder: Path) -> Reader:
 
 
 def _tiny_state() -> tuple[Any, dict[str, np.ndarray], dict[str, str]]:
-    params = init_params(tiny_model(), jax.random.key(0))
+    params = initial_params(tiny_model())
     known = json.dumps(categories.to_json(Shapes("train", 1).categories))
     config = tiny_config()
     return params, layouts.to_state_dict(params), {"config": config.to_json(), "categories": known}
@@ -171,7 +171,7 @@ def runs(folder: Path, what: str) -> Reader:
     from detr_jax.training.loop import train
 
     config = small_run()
-    config.steps, config.eval.threshold = 2, 0.0
+    config.stage, config.steps, config.eval.threshold = "masks", 2, 0.0
     train(config, folder)
     if what == "checkpoint":
         newest = folder / "checkpoints" / "2"

@@ -16,7 +16,7 @@ from readers import READERS
 
 from detr_jax.errors import UserError
 
-INPUTS = int(os.environ.get("DETR_JAX_FUZZ", 30))
+INPUTS = int(os.environ.get("DETR_JAX_FUZZ", 20))
 SECONDS, MEGABYTES, LINES = 10, 1000, 40
 
 

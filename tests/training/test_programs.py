@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
-from tiny import tiny_batch, tiny_config
+from tiny import random_params, tiny_batch, tiny_config
 
 from detr_jax.errors import UserError
 from detr_jax.inference.fusion import FusionRules
 from detr_jax.inference.segmentation_program import Resizing, TrueMaps, detect_last_layer, segment_and_compare
 from detr_jax.models import detr
-from detr_jax.models.detr import build_model, init_params
+from detr_jax.models.detr import build_model
 from detr_jax.runtime import parallel
 from detr_jax.training import programs
 from detr_jax.training.optim import make_optimizer
@@ -50,7 +50,7 @@ def train_programs(dtype):
     model = build_model(config.model)
     for config.stage, config.matching.method in (("joint", "scipy"), ("masks", "optax")):
         step = TrainStep(model, config, make_optimizer(config.optim, 10))
-        state = step.init(jax.device_get(init_params(model, jax.random.key(0))))
+        state = step.init(random_params(model))
         params, opt_state = shapes((state.params, state.opt_state))
         batch = tiny_batch(2)
         labels = shapes(parallel.shard(batch.labels))
@@ -80,7 +80,7 @@ def whole_step(dtype):
     config.matching.method = "optax"
     model = build_model(config.model)
     step = TrainStep(model, config, make_optimizer(config.optim, 10))
-    state = step.init(jax.device_get(init_params(model, jax.random.key(0))))
+    state = step.init(random_params(model))
     batch = tiny_batch(2)
     labels = parallel.shard(batch.labels)
     arguments = step._forward_arguments(state, batch, 0)
@@ -92,7 +92,7 @@ def inference_programs(dtype):
     """The programs of evaluation and prediction, with their arguments."""
     config = tiny_config(dtype=dtype)
     model = build_model(config.model)
-    params = shapes(parallel.replicate(jax.device_get(init_params(model, jax.random.key(0)))))
+    params = shapes(parallel.replicate(random_params(model)))
     images, size = np.zeros((1, 2, 64, 96, 3), np.uint8), np.zeros((1, 2, 2), np.int32)
     detect = per_device(functools.partial(detect_last_layer, model))
     arguments = (params, *shapes((images, size)))

@@ -1,11 +1,9 @@
 import json
 
-import jax
 import pytest
-from tiny import TINY, tiny_config, tiny_model
+from tiny import TINY, random_params, tiny_config, tiny_model
 
 from detr_jax.config import default_config
-from detr_jax.models.detr import init_params
 from detr_jax.weights import layouts, tensor_files
 from detr_jax.weights.checkpoint_model import dilation_of, follow_checkpoint, model_of_tensors
 from detr_jax.weights.initialize import load_model
@@ -14,7 +12,7 @@ from detr_jax.weights.layouts import WeightsError
 
 def write(file, masks=True, metadata=None, **options):
     """Writes a checkpoint of the tiny model. Returns its path."""
-    params = jax.device_get(init_params(tiny_model(**options), jax.random.key(3), masks))
+    params = random_params(tiny_model(**options), masks)
     tensor_files.write_state_dict(layouts.to_state_dict(params), file, metadata)
     return str(file)
 

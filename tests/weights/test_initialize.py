@@ -1,13 +1,12 @@
 import jax
 import numpy as np
 import pytest
-from tiny import TINY, tiny_model
+from tiny import TINY, random_params, tiny_model
 
 from detr_jax.config import default_config
 from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.example import Category
 from detr_jax.errors import MissingFileError, UserError
-from detr_jax.models.detr import init_params
 from detr_jax.weights import layouts, tensor_files
 from detr_jax.weights.initialize import starting_model, trained_model
 
@@ -24,8 +23,7 @@ def config():
 
 def checkpoint(folder, num_classes, masks=True):
     """Path and parameters of a checkpoint of the tiny model, without config or categories."""
-    model = tiny_model(num_classes=num_classes)
-    params = jax.device_get(init_params(model, jax.random.key(3), masks))
+    params = random_params(tiny_model(num_classes=num_classes), masks)
     file = folder / f"of_{num_classes}.safetensors"
     tensor_files.write_state_dict(layouts.to_state_dict(params), file)
     return str(file), params

@@ -1,12 +1,10 @@
-import jax
 import make
 import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from tiny import published_model
+from tiny import published_model, random_params
 
-from detr_jax.models.detr import init_params
 from detr_jax.weights import layouts, tensor_files
 from detr_jax.weights.layouts import WeightsError
 from detr_jax.weights.published_names import LAYOUTS
@@ -73,7 +71,7 @@ def test_round_trip_without_mask_head(model, params):
 
 def test_round_trip_of_learned_positions_and_group_norm(tiny_model):
     model = tiny_model.clone(position="learned")
-    params = jax.device_get(init_params(model, jax.random.key(1)))
+    params = random_params(model)
     state = layouts.to_state_dict(params)
     assert layouts.model_options_of(state)["position"] == "learned"
     assert_same(layouts.from_state_dict(state, model), params)
