@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import initial_params
 
 from detr_jax.models import detr
 from detr_jax.models.mask_head import MASK_STRIDE
@@ -36,7 +37,7 @@ def test_without_pyramid_the_backbone_levels_do_not_affect_masks(tiny_model, tin
     no_levels = features._replace(pyramid=jax.tree.map(jnp.zeros_like, features.pyramid))
     pairs = jnp.array([[0, 3], [1, 5]])
     flat_model = tiny_model.clone(pyramid=False)
-    flat_params = jax.device_get(detr.init_params(flat_model, jax.random.key(0)))
+    flat_params = initial_params(flat_model)
     depends_on_levels = [
         not np.array_equal(*(predict_masks(model, params, x, pairs) for x in (features, no_levels)))
         for model, params in ((tiny_model, tiny_params), (flat_model, flat_params))
@@ -45,7 +46,7 @@ def test_without_pyramid_the_backbone_levels_do_not_affect_masks(tiny_model, tin
 
 
 def test_without_pyramid_there_are_no_adapters(tiny_model):
-    params = jax.device_get(detr.init_params(tiny_model.clone(pyramid=False), jax.random.key(0)))
+    params = initial_params(tiny_model.clone(pyramid=False))
     assert not any(name.startswith("adapter") for name in params["mask_head"])
     assert layouts.model_options_of(layouts.to_state_dict(params))["pyramid"] is False
 
@@ -70,9 +71,9 @@ def test_parameters_keep_their_names_and_shapes(tiny_model):
 
 
 def test_attention_gain_scales_the_initial_weights_for_attention_maps_alone(tiny_model):
-    key = jax.random.key(0)
-    plain = detr.init_params(tiny_model, key)
-    amplified = detr.init_params(tiny_model.clone(attention_gain=50.0), key)
+    plain, amplified = (
+        initial_params(tiny_model.clone(attention_gain=gain)) for gain in (tiny_model.attention_gain, 50.0)
+    )
     kernel = amplified["mask_head"]["conv1"].pop("kernel")
     expected = np.array(plain["mask_head"]["conv1"].pop("kernel"))
     expected[:, :, tiny_model.hidden_dim :] *= 50
