@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -41,48 +42,56 @@ def draw_labels(canvas: Image.Image, labels: Sequence[Label], colors: Sequence[C
 
 def add_legend(
     picture: UInt8[np.ndarray, "height width 3"], entries: Sequence[Entry]
-) -> UInt8[np.ndarray, "taller width 3"]:
-    """Adds a legend below a picture: coloured fields with texts, in columns; nothing if it has no entries."""
+) -> UInt8[np.ndarray, "taller wider 3"]:
+    """Adds a legend below a picture: coloured fields with texts, in columns; nothing if it has no entries.
+
+    A picture narrower than the longest text becomes as wide.
+    """
     if not entries:
         return picture
     height, width = picture.shape[:2]
-    places, bottom, font_size = legend_layout(entries, (height, width))
-    canvas = Image.new("RGB", (width, height + bottom), "white")
+    legend = legend_layout(entries, (height, width))
+    canvas = Image.new("RGB", (max(width, legend.width), height + legend.height), "white")
     canvas.paste(Image.fromarray(picture))
-    draw = ImageDraw.Draw(canvas)
-    for entry, (x, y, side) in zip(entries, places, strict=True):
-        draw.rectangle((x, height + y, x + side, height + y + font_size + 2), entry.color, INK)
-        middle = height + y + font_size / 2 + 1
-        ink, beside = text_color(entry.color), x + side + font_size / 2
-        draw.text((x + side / 2, middle), entry.mark, ink, label_font(font_size), anchor="mm")
-        draw.text((beside, middle), entry.text, INK, label_font(font_size, entry.text), anchor="lm")
+    draw, size = ImageDraw.Draw(canvas), legend.font_size
+    for entry, (x, y) in zip(entries, legend.places, strict=True):
+        draw.rectangle((x, height + y, x + legend.side, height + y + size + 2), entry.color, INK)
+        middle = height + y + size / 2 + 1
+        ink, beside = text_color(entry.color), x + legend.side + size / 2
+        draw.text((x + legend.side / 2, middle), entry.mark, ink, label_font(size), anchor="mm")
+        draw.text((beside, middle), entry.text, INK, label_font(size, entry.text), anchor="lm")
     return np.asarray(canvas)
 
 
-def legend_layout(
-    entries: Sequence[Entry], size: tuple[int, int]
-) -> tuple[list[tuple[float, float, float]], int, int]:
-    """Where the entries of a legend stand below a picture.
+class LegendLayout(NamedTuple):
+    """Where a legend stands below a picture, in pixels.
 
-    Args:
-      entries: Entries of the legend.
-      size: Height and width of the picture.
-
-    Returns:
-      Left side, top and width of the field of each entry, in pixels, below the picture; the height of the
-      legend; and the size of its font.
+    Attributes:
+      places: Left and upper side of the field of each entry, from the lower left corner of the picture.
+      side: Width of the fields.
+      font_size: Size of the font.
+      height: Height of the legend.
+      width: Width of the legend; that of the picture, unless a text is longer.
     """
-    font_size = font_size_of(size)
-    side = max(label_size(entry.mark or "0", font_size)[0] for entry in entries)
-    texts = max(label_size(entry.text, font_size)[0] for entry in entries)
-    column, line = side + texts + 1.5 * font_size, 1.6 * font_size
-    columns = max(1, int((size[1] - font_size) // column))
+
+    places: list[Point]
+    side: float
+    font_size: int
+    height: int
+    width: int
+
+
+def legend_layout(entries: Sequence[Entry], size: tuple[int, int]) -> LegendLayout:
+    """Arranges the entries of a legend below a picture of a height and width, column by column."""
+    font = font_size_of(size)
+    side = max(label_size(entry.mark or "0", font)[0] for entry in entries)
+    texts = max(label_size(entry.text, font)[0] for entry in entries)
+    column, line = side + texts + 1.5 * font, 1.6 * font
+    columns = max(1, int((size[1] - font) // column))
     rows = -(-len(entries) // columns)
-    places = [
-        (font_size / 2 + (k // rows) * column, font_size / 2 + (k % rows) * line, side)
-        for k in range(len(entries))
-    ]
-    return places, round(rows * line + 0.6 * font_size), font_size
+    places = [(font / 2 + (k // rows) * column, font / 2 + (k % rows) * line) for k in range(len(entries))]
+    width = max(size[1], math.ceil(column))
+    return LegendLayout(places, side, font, round(rows * line + 0.6 * font), width)
 
 
 def _draw_leader(canvas: Image.Image, label: Label, color: Color) -> None:

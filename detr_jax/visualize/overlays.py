@@ -88,7 +88,7 @@ def segment_labels(
 
 def add_labels(
     picture: UInt8[np.ndarray, "height width 3"], labelling: Labelling, colors: Sequence[Color]
-) -> UInt8[np.ndarray, "taller width 3"]:
+) -> UInt8[np.ndarray, "taller wider 3"]:
     """A picture with labels in it, and a legend below it if one is needed."""
     canvas = Image.fromarray(picture)
     draw_labels(canvas, labelling.labels, colors)

@@ -19,7 +19,7 @@ from detr_jax.visualize.drawn_segments import (
     picture_scale,
     read_matching_image,
 )
-from detr_jax.visualize.label_drawing import INK, legend_layout
+from detr_jax.visualize.label_drawing import INK, LegendLayout, legend_layout
 from detr_jax.visualize.label_placement import Entry, Label
 from detr_jax.visualize.label_space import label_size, nearest_point
 from detr_jax.visualize.mask_outlines import segment_paths
@@ -68,14 +68,15 @@ def svg(
     factor = picture_scale(pixels.shape[:2], scale)
     drawn = drawn_segments(segmentation, palette)
     height, width = factor * pixels.shape[0], factor * pixels.shape[1]
-    parts, bottom = [_image(pixels, factor), _segments(drawn, factor, opacity)], 0
+    parts, total = [_image(pixels, factor), _segments(drawn, factor, opacity)], (width, height)
     if labels:
         labelling = segment_labels(drawn, segmentation, factor, palette)
         parts += ['<g class="labels" text-anchor="middle">', *_labels(labelling.labels, drawn.colors), "</g>"]
         if labelling.legend:
-            legend, bottom = _legend(labelling.legend, (height, width))
-            parts.append(legend)
-    return "\n".join([_opening(width, height + bottom), *parts, "</svg>\n"])
+            layout = legend_layout(labelling.legend, (height, width))
+            parts.append(_legend(labelling.legend, (height, width), layout))
+            total = (layout.width, height + layout.height)
+    return "\n".join([_opening(*total), *parts, "</svg>\n"])
 
 
 def _opening(width: int, height: int) -> str:
@@ -146,19 +147,18 @@ def _labels(labels: Sequence[Label], colors: Sequence[Color]) -> Iterator[str]:
         )
 
 
-def _legend(entries: Sequence[Entry], size: tuple[int, int]) -> tuple[str, int]:
-    """The legend below a picture of a height and width, and its height."""
-    places, bottom, font_size = legend_layout(entries, size)
-    ink = hex_color(INK)
+def _legend(entries: Sequence[Entry], size: tuple[int, int], layout: LegendLayout) -> str:
+    """The legend below a picture of a height and width."""
+    ink, font_size = hex_color(INK), layout.font_size
     lines = [f'<g class="legend" font-size="{font_size}" fill="{ink}">']
-    lines.append(f'<rect y="{size[0]}" width="{size[1]}" height="{bottom}" fill="#fff"/>')
-    for entry, (x, y, side) in zip(entries, places, strict=True):
+    lines.append(f'<rect y="{size[0]}" width="{layout.width}" height="{layout.height}" fill="#fff"/>')
+    for entry, (x, y) in zip(entries, layout.places, strict=True):
         top, base = size[0] + y, size[0] + y + font_size
         lines.append(
-            f'<rect x="{x:.1f}" y="{top:.1f}" width="{side:.1f}" height="{font_size + 2}" '
+            f'<rect x="{x:.1f}" y="{top:.1f}" width="{layout.side:.1f}" height="{font_size + 2}" '
             f'fill="{hex_color(entry.color)}" stroke="{ink}"/>'
-            f'<text x="{x + side / 2:.1f}" y="{base:.1f}" text-anchor="middle" '
+            f'<text x="{x + layout.side / 2:.1f}" y="{base:.1f}" text-anchor="middle" '
             f'fill="{hex_color(text_color(entry.color))}">{escape(entry.mark)}</text>'
-            f'<text x="{x + side + font_size / 2:.1f}" y="{base:.1f}">{escape(entry.text)}</text>'
+            f'<text x="{x + layout.side + font_size / 2:.1f}" y="{base:.1f}">{escape(entry.text)}</text>'
         )
-    return "\n".join([*lines, "</g>"]), bottom
+    return "\n".join([*lines, "</g>"])

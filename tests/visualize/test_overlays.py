@@ -11,6 +11,7 @@ from PIL import Image
 from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
+from detr_jax.visualize.label_space import label_font
 from detr_jax.visualize.overlays import overlay
 
 CATEGORIES = (Category(1, "cat", True, (200, 30, 60)), Category(5, "sky-other-merged", False, (70, 130, 180)))
@@ -93,6 +94,24 @@ def test_hundreds_of_segments_have_a_legend_below_the_picture():
     picture = overlay(np.zeros((240, 240, 3), np.uint8), segmentation, scale=1)
     assert picture.shape[0] > 240 and picture.shape[1] == 240
     assert (picture[241:] > 250).mean() > 0.5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 90), (90, 2), (11, 13)])
+def test_tiny_pictures_have_a_legend_if_nothing_else_has_room(size):
+    numbers = np.arange(1, size[0] * size[1] + 1, dtype=np.int32).reshape(size)
+    infos = [
+        {"id": k, "category_id": 1 + k % 3, "isthing": True, "area": 1} for k in range(1, numbers.size + 1)
+    ]
+    segmentation = PanopticSegmentation(numbers, infos, CROWDED)
+    picture = overlay(np.zeros((*size, 3), np.uint8), segmentation, scale=1)
+    assert picture.shape[0] >= size[0] + 15 and picture.shape[1] >= 50
+    assert (picture[size[0] :] < 128).any()
+    assert overlay(np.zeros((*size, 3), np.uint8), segmentation).shape[1] >= 50
+
+
+def test_names_in_other_alphabets_have_glyphs():
+    masks = [bytes(label_font(20, text).getmask(text)) for text in ("ä", "д", "é")]
+    assert len(set(masks)) == 3
 
 
 def test_large_pictures_are_drawn_in_blocks():
