@@ -77,7 +77,8 @@ def variables(checkout):
     """Variables of the shell: the copy's environment, and no network."""
     scripts = checkout / ".venv" / "bin"
     found = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    found |= {f"PIP_{name}": "1" for name in ("NO_INDEX", "NO_DEPS", "DISABLE_PIP_VERSION_CHECK", "QUIET")}
+    options = ("NO_INDEX", "NO_DEPS", "IGNORE_INSTALLED", "DISABLE_PIP_VERSION_CHECK", "QUIET")
+    found |= {f"PIP_{name}": "1" for name in options}
     found["PIP_NO_BUILD_ISOLATION"] = "0"  # pip negates it: builds with this environment's packages
     return found | {
         "PATH": f"{scripts}{os.pathsep}{found['PATH']}",
