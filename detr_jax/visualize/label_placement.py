@@ -15,6 +15,7 @@ _CELLS = 400_000  # to which large pictures are reduced before labels are placed
 _COVERED = 0.25  # fraction of the picture that labels outside their segments may cover
 _WITHIN = 0.92  # fraction of a label that lies in its segment
 _FEW = 12  # labels
+_DEEP = 0.95  # fraction of the greatest depth in a segment that counts as deepest
 _SMALLEST = 9  # font size in pixels
 
 
@@ -240,8 +241,9 @@ def _deepest_points(cells: Integer[np.ndarray, "rows columns"], count: int) -> F
     for index, window in enumerate(ndimage.find_objects(cells.astype(np.int32), count)):
         if window is not None:
             inside = np.where(cells[window] == index + 1, depth[window] + 1, 0)
-            row, column = np.unravel_index(int(np.argmax(inside)), inside.shape)
-            points[index] = window[1].start + column + 0.5, window[0].start + row + 0.5
+            deepest = np.argwhere(inside >= _DEEP * inside.max())  # in a rectangle, a whole line is as deep
+            middle = np.argmin(((deepest - deepest.mean(0)) ** 2).sum(1))
+            points[index] = (deepest[middle] + [window[0].start, window[1].start])[::-1] + 0.5
     return points
 
 

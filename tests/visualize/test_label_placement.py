@@ -52,6 +52,15 @@ def test_a_label_lies_in_its_segment_or_a_line_leads_there():
             assert (numbers[top:bottom, left:right] == label.segment + 1).mean() > 0.85
 
 
+def test_the_label_of_a_rectangle_is_in_its_middle():
+    segment_map = np.zeros((200, 400), np.int32)
+    segment_map[40:100, 100:300] = 1
+    infos = [{"id": 1, "category_id": 1, "isthing": True, "area": 12000}]
+    (label,) = labelled(PanopticSegmentation(segment_map, infos, CATEGORIES)).labels
+    left, top, right, bottom = label.box
+    assert abs((left + right) / 2 - 200) < 5 and abs((top + bottom) / 2 - 70) < 5
+
+
 def test_a_small_picture_has_numbers_and_a_legend_instead_of_names():
     _, segmentation = street(30, (120, 160))
     found = labelled(segmentation)
