@@ -1,4 +1,4 @@
-"""Notebooks are stored without outputs, and run where Colab runs them: without a checkout or a download."""
+"""Notebooks are stored in a normal form, and run where Colab runs them: without a checkout or a download."""
 
 import json
 import re
@@ -23,6 +23,8 @@ nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+WITH_OUTPUTS = {"attention"}  # pictures of the packaged model, which a reader sees without running anything
+MAX_BYTES = 600_000
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -79,7 +81,8 @@ def colab(address, tmp_path, monkeypatch):
 def change(notebook, name: str, value: str) -> None:
     """Changes the value of a variable, as a user does: in the cell that sets it."""
     line = re.compile(rf'^{name} = "[^"]*"$', re.MULTILINE)
-    (cell,) = (cell for cell in notebook.cells if line.search(cell.source))
+    codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    (cell,) = (cell for cell in codes if line.search(cell.source))
     cell.source = line.sub(lambda _: f"{name} = {json.dumps(value)}", cell.source)
 
 
@@ -94,15 +97,21 @@ def values(notebook, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_is_stored_without_outputs(path):
+def test_is_stored_without_outputs_or_with_all_of_them(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert notebook.metadata.kernelspec.name == "python3"
     for cell in notebook.cells:
         assert not cell.metadata
-        assert not cell.get("outputs")
-        assert cell.get("execution_count") is None
+        if path.stem not in WITH_OUTPUTS:
+            assert not cell.get("outputs")
+            assert cell.get("execution_count") is None
+    if path.stem in WITH_OUTPUTS:
+        codes = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in codes] == list(range(1, len(codes) + 1))
+        assert {output.output_type for cell in codes for output in cell.outputs} <= {"display_data", "stream"}
+        assert path.stat().st_size < MAX_BYTES
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -114,7 +123,11 @@ def test_addresses_and_names_are_those_of_this_project(path):
     assert f"git+https://github.com/{badge}" == f"{repository}/blob/main/{path.relative_to(ROOT).as_posix()}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in WITH_OUTPUTS)) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_runs_from_top_to_bottom(path, colab, address, tmp_path):
     wheel = build_wheel(tmp_path / "source")
     folder = tmp_path / "content"
@@ -181,7 +194,18 @@ def check_panoptic_inference(notebook, folder):
     assert "pred_masks   (" in printed
 
 
-CHECKS = {"panoptic_inference": check_panoptic_inference}  # one per notebook
+def check_attention(notebook, folder):
+    printed = "".join(outputs(notebook, "stdout"))
+    assert "8 x 8 tokens of 16 x 16 pixels" in printed
+    assert "mask_head (20, 8, 8, 8)" in printed
+    stored = nbformat.read(ROOT / "colab" / "attention.ipynb", as_version=4)
+    assert len(outputs(notebook, "image/jpeg")) == len(outputs(stored, "image/jpeg")) == 5
+
+
+CHECKS = {  # one per notebook
+    "attention": check_attention,
+    "panoptic_inference": check_panoptic_inference,
+}
 
 
 def outputs(notebook, kind: str) -> list[str]:
