@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
-from tiny import small_run, tiny_model
+from tiny import initial_params, small_run, tiny_model
 
 import main
 from detr_jax.data.pipeline import load_source, train_data
-from detr_jax.models.detr import init_params
 from detr_jax.training.checkpoints import Checkpoints, save_description
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
@@ -44,9 +43,7 @@ def finished_run(tmp_path_factory):
     config = small_run()
     config.distributed.update({"coordinator": "elsewhere:1", "processes": 2})
     source, model = load_source(config.data, "train"), tiny_model()
-    state = TrainStep(model, config, make_optimizer(config.optim, 4)).init(
-        init_params(model, jax.random.key(0))
-    )
+    state = TrainStep(model, config, make_optimizer(config.optim, 4)).init(initial_params(model))
     checkpoints = Checkpoints(workdir, keep=1)
     checkpoints.save(state, train_data(source, config))
     checkpoints.wait()

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import small_run
+from tiny import initial_params, small_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
 from test_tensorboard import read_values
@@ -16,7 +16,7 @@ from test_tensorboard import read_values
 from detr_jax.data.part import Part
 from detr_jax.data.pipeline import load_source
 from detr_jax.evaluation.evaluate import evaluate_model
-from detr_jax.models.detr import build_model, init_params
+from detr_jax.models.detr import build_model
 from detr_jax.runtime.reporting import Reporter
 from detr_jax.training.averaging import averaged_params
 from detr_jax.training.optim import make_optimizer
@@ -34,8 +34,8 @@ def config():
 def training(config):
     """A model and its state at the start of a run."""
     model = build_model(config.model)
-    params = jax.device_get(init_params(model, jax.random.key(0)))
-    return model, TrainStep(model, config, make_optimizer(config.optim, 4)).init(params)
+    step = TrainStep(model, config, make_optimizer(config.optim, 4))
+    return model, step.init(initial_params(model))
 
 
 def live_bytes():

@@ -31,16 +31,15 @@ ON_DEVICES = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import jax, numpy as np
-from tiny import tiny_config, tiny_model
+from tiny import initial_params, tiny_config, tiny_model
 from detr_jax.data.categories import coco_panoptic
 from detr_jax.inference.segmenter import Segmenter
-from detr_jax.models.detr import init_params
 from detr_jax.runtime import parallel
 
 config = tiny_config()
 config.eval.threshold = 0.0
 model = tiny_model()
-params = jax.device_get(init_params(model, jax.random.key(0)))
+params = initial_params(model)
 images = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8)
 size = np.array([[48, 64], [40, 52]] * 4)
 found = []
