@@ -2,14 +2,13 @@ import importlib
 import inspect
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from tiny import tiny_batch
+from tiny import initial_params, tiny_batch
 
 from detr_jax.config import default_config, validate
 from detr_jax.errors import UserError
-from detr_jax.models.detr import build_model, init_params
+from detr_jax.models.detr import build_model
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
 
@@ -67,15 +66,18 @@ def test_every_experiment_builds_its_model(name, variants, expected):
     assert (model.resnet_depth, model.dilation, config.stage) == expected
 
 
+PANOPTIC = ("panoptic", "resnet101,dc5,tfds", 101, "tfds")
+
+
 @pytest.mark.parametrize(
-    ("name", "variants", "depth", "source"),
+    ("name", "variants", "depth", "source", "whole"),
     [
-        ("boxes", "tfds", 50, "tfds"),
-        ("panoptic", "resnet101,dc5,tfds", 101, "tfds"),
-        ("joint", "dc5", 50, "coco"),
+        (*PANOPTIC, False),
+        pytest.param(*PANOPTIC, True, marks=pytest.mark.slow),
+        pytest.param("boxes", "tfds", 50, "tfds", True, marks=pytest.mark.slow),
+        pytest.param("joint", "dc5", 50, "coco", True, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_coco_experiment_trains_a_step(name, variants, depth, source, whole):
     config = load(name, variants)
     assert (config.data.source, config.model.resnet_depth) == (source, depth)
@@ -86,8 +88,7 @@ def test_every_coco_experiment_trains_a_step(name, variants, depth, source, whol
     model = build_model(config.model)
     assert (model.num_classes, model.dilation) == (250, "dc5" in variants)
     step = TrainStep(model, config, make_optimizer(config.optim, 10))
-    params = jax.device_get(init_params(model, jax.random.key(0), config.model.masks))
-    _, metrics = step(step.init(params), tiny_batch(2))
+    _, metrics = step(step.init(initial_params(model, config.model.masks)), tiny_batch(2))
     assert np.isfinite(metrics["loss"]).all()
 
 
