@@ -5,6 +5,7 @@ import pytest
 
 from detr_jax import Predictor
 from detr_jax.data.categories import coco_panoptic
+from detr_jax.data.shapes import Shapes
 from detr_jax.errors import UserError
 
 IMAGE = make.image(41, 53, 0)
@@ -59,3 +60,14 @@ def test_a_model_without_mask_head_has_no_maps(tiny_model, tiny_params):
 def test_rejects_points_outside_the_image(predictor):
     with pytest.raises(UserError, match=r"the point \(53, 0\) is outside the image"):
         predictor.attention(IMAGE, [(53, 0)], resize=False)
+
+
+def test_the_last_decoder_layer_attends_to_the_boxes_of_confident_queries():
+    found = Predictor.from_pretrained("shapes-panoptic").attention(Shapes("validation", 8)[5].image)
+    confident = found.scores > 0.9
+    assert confident.sum() >= 3
+    cx, cy, w, h = found.boxes[confident].T[..., None, None] * found.grid.rows
+    row, column = np.mgrid[: found.grid.rows, : found.grid.columns] + 0.5
+    inside = (np.abs(column - cx) < w / 2 + 0.5) & (np.abs(row - cy) < h / 2 + 0.5)
+    weights = found.decoder[-1][:, confident].mean(0)
+    assert (weights * inside).sum((1, 2)).min() > 0.8
