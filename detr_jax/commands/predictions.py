@@ -3,6 +3,7 @@
 import argparse
 
 from detr_jax.commands.options import Commands, add_categories, add_dilation, positive
+from detr_jax.errors import UserError
 from detr_jax.runtime.startup import enable_compilation_cache
 from detr_jax.weights.published import PUBLISHED
 
@@ -33,6 +34,19 @@ def add_predict(commands: Commands) -> None:
         type=positive,
         help="number of images of one shape that run together; default: 1 on CPUs, otherwise 4",
     )
+    parser.add_argument(
+        "--tile",
+        type=positive,
+        metavar="PIXELS",
+        help="side of the overlapping tiles that images are cut into, for large images with small objects; "
+        "default: images stay whole",
+    )
+    parser.add_argument(
+        "--tile_overlap",
+        type=int,
+        metavar="PIXELS",
+        help="what neighbouring tiles share; default: half of --tile",
+    )
     parser.add_argument("--threshold", type=float, help="class probability above which a query is a segment")
     parser.add_argument(
         "--merge_stuff", choices=["first", "always"], help="rounds of fusion that merge stuff segments"
@@ -51,7 +65,11 @@ def predict(options: argparse.Namespace) -> None:
     from detr_jax.inference.predict import predict_files
     from detr_jax.inference.prediction_folder import result_folders
     from detr_jax.inference.predictor import Predictor
+    from detr_jax.inference.tiles import Tiling
 
+    if options.tile_overlap is not None and not options.tile:
+        raise UserError("--tile_overlap needs --tile: the side of the tiles")
+    tiling = Tiling.checked(options.tile, options.tile_overlap) if options.tile else None
     images = list(list_images(options.images, skip=result_folders(options.output)))
     enable_compilation_cache()
     predictor = Predictor.from_pretrained(
@@ -63,4 +81,11 @@ def predict(options: argparse.Namespace) -> None:
         duplicate_iou=options.duplicate_iou,
         dtype=options.dtype,
     )
-    predict_files(predictor, images, options.output, batch_size=options.batch_size, overlays=options.overlays)
+    predict_files(
+        predictor,
+        images,
+        options.output,
+        batch_size=options.batch_size,
+        overlays=options.overlays,
+        tiling=tiling,
+    )

@@ -16,6 +16,7 @@ from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
 from detr_jax.inference.prediction_folder import OUTPUT_FOLDER, PredictionFolder, result_folders
 from detr_jax.inference.predictor import Predictor
+from detr_jax.inference.tiles import Tiling, stream_tiled
 from detr_jax.runtime.interruption import Interruption
 from detr_jax.runtime.progress import Advance, progress
 from detr_jax.runtime.reporting import log
@@ -64,6 +65,7 @@ def predict_files(
     *,
     batch_size: int | None = None,
     overlays: bool = True,
+    tiling: Tiling | None = None,
 ) -> None:
     """Segments image files and writes the results in COCO's panoptic format.
 
@@ -78,6 +80,7 @@ def predict_files(
         Sub-folders of the images are kept.
       batch_size: Number of images of one static shape that run together; by default 1 on CPUs, otherwise 4.
       overlays: Whether to write the pictures in `overlays/`.
+      tiling: Tiles that images are cut into, see `segment_tiles`; None segments them as a whole.
 
     Raises:
       UserError: The model has no mask head, the folder cannot be written to, another process writes to it,
@@ -93,11 +96,12 @@ def predict_files(
         distinct.setdefault(os.path.abspath(image.path), image)
     listed = list(distinct.values())
     with claim(folder, OUTPUT_FOLDER):
-        output = PredictionFolder(folder, listed, predictor.categories, predictor.identity(), overlays)
+        settings = predictor.identity() + (f" {tiling}" if tiling else "")
+        output = PredictionFolder(folder, listed, predictor.categories, settings, overlays)
         if len(output.pending) < len(listed):
             finished = len(listed) - len(output.pending)
             log(f"{finished} of {len(listed)} images were finished by an earlier run with the same settings")
-        job = _FolderJob(predictor, listed, output)
+        job = _FolderJob(predictor, listed, output, tiling)
         _run_and_publish(job, output, folder, batch_size or _default_batch_size())
     failures = [reason for _, reason in sorted(job.failures.items())]
     if failures:
@@ -126,8 +130,15 @@ class _FolderJob:
       failures: Which file failed and why, by the index of the image.
     """
 
-    def __init__(self, predictor: Predictor, images: Sequence[ListedImage], output: PredictionFolder):
+    def __init__(
+        self,
+        predictor: Predictor,
+        images: Sequence[ListedImage],
+        output: PredictionFolder,
+        tiling: Tiling | None,
+    ):
         self.failures: dict[int, str] = {}
+        self._tiling = tiling
         self._predictor, self._images, self._output = predictor, images, output
         self._rules = ImageRules.from_config(predictor.config.data)
         self._lists_files = len(output.pending) <= _LISTED_FILES
@@ -136,9 +147,11 @@ class _FolderJob:
         """Segments the pending images. An interruption waits for the results that are being written."""
         pending = self._output.pending
         unwritten: deque[tuple[int, Future[int]]] = deque()
-        results = self._predictor.stream(
-            [self._images[index].path for index in pending], batch_size=batch_size, return_errors=True
-        )
+        paths = [self._images[index].path for index in pending]
+        if self._tiling:
+            results = stream_tiled(self._predictor, paths, self._tiling, batch_size, self._rules)
+        else:
+            results = self._predictor.stream(paths, batch_size=batch_size, return_errors=True)
         with ThreadPoolExecutor(_THREADS, "detr_jax_write") as writers:
             for index, result in zip(pending, results, strict=True):
                 if isinstance(result, Exception):
