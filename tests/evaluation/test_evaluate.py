@@ -158,18 +158,17 @@ def test_validates_the_config_before_reading_data(config, tmp_path):
 ON_FOUR_DEVICES = """
 import json
 import jax
-from tiny import small_run
+from tiny import initial_params, small_run
 from detr_jax.data.pipeline import eval_data, load_source
-from detr_jax.evaluation.average_precision import METRICS
 from detr_jax.evaluation.evaluate import evaluate_panoptic
 from detr_jax.inference.segmenter import Segmenter
-from detr_jax.models.detr import build_model, init_params
+from detr_jax.models.detr import build_model
 from detr_jax.runtime import parallel
 
 config = small_run()
 config.eval.threshold, config.eval.batch_size, config.data.eval_count = 0.0, 8, 8
 model = build_model(config.model)
-params = parallel.replicate(jax.device_get(init_params(model, jax.random.key(0))))
+params = parallel.replicate(initial_params(model))
 source = load_source(config.data, "eval")
 segmenter = Segmenter.from_config(config, model, params, source.categories)
 devices = []
@@ -224,12 +223,10 @@ def test_an_evaluation_of_mixed_sizes_compiles_a_program_per_shape(config, tiny_
 
 REPEATED = """
 import gc, jax
-from tiny import small_run, tiny_model
+from tiny import initial_params, small_run, tiny_model
 from detr_jax.data.pipeline import eval_data, load_source
-from detr_jax.evaluation.average_precision import METRICS
 from detr_jax.evaluation.evaluate import evaluate_panoptic
 from detr_jax.inference.segmenter import Segmenter
-from detr_jax.models.detr import init_params
 from detr_jax.runtime import parallel
 
 compiled = []
@@ -238,7 +235,7 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 config, model = small_run(), tiny_model()
 config.eval.threshold = 0.0
-params = parallel.replicate(jax.device_get(init_params(model, jax.random.key(0))))
+params = parallel.replicate(initial_params(model))
 source = load_source(config.data, "eval")
 for _ in range(20):
     segmenter = Segmenter.from_config(config, model, params, source.categories)

@@ -48,20 +48,20 @@ def test_matches_the_original_code(name, depth, dilation, shape, seed):
 @pytest.mark.parametrize("position", ["sine", "learned"])
 def test_padding_and_batching_do_not_change_the_result(position, pictures):
     model = tiny.tiny_model(position=position)
-    params = detr.init_params(model, jax.random.key(0))
+    params = tiny.initial_params(model)
 
     @jax.jit
-    def run(images, size):
+    def run(params, images, size):
         outputs = detr.detect(model, params, images, size)
         pairs = jnp.array([(image, query) for image in range(len(images)) for query in range(3)])
         masks = detr.predict_masks(model, params, outputs.features, size, pairs)
         return outputs.logits[-1], outputs.boxes[-1], masks.reshape(len(images), 3, *masks.shape[1:])
 
     image = pictures[0, :41, :53]
-    alone = run(image[None], np.array([[41, 53]]))
+    alone = run(params, image[None], np.array([[41, 53]]))
     canvas = np.full((2, 80, 72, 3), 255, np.uint8)  # padding may have any value
     canvas[0, :45, :60], canvas[1, :41, :53] = pictures[1], image
-    batched = run(canvas, np.array([[45, 60], [41, 53]]))
+    batched = run(params, canvas, np.array([[45, 60], [41, 53]]))
     for expected, result in zip(alone[:2], batched[:2], strict=True):
         np.testing.assert_allclose(result[1], expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(batched[2][1, :, :11, :14], alone[2][0], rtol=1e-4, atol=1e-4)

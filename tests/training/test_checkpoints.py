@@ -19,7 +19,7 @@ from detr_jax.weights.runs import latest_step
 OPTIMIZER = optax.adam(1e-3)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def state(tiny_model, tiny_params):
     return TrainStep(tiny_model, tiny_config(), OPTIMIZER).init(jax.device_get(tiny_params))
 
@@ -166,10 +166,21 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_older_whole_one_taken(kind, state, batches, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def three_checkpoints(state, tmp_path_factory):
+    """A workdir with the whole checkpoints of steps 1, 2 and 3."""
+    workdir, config = tmp_path_factory.mktemp("whole"), small_run()
+    batches = train_data(load_source(config.data, "train"), config)
     for step in (1, 2, 3):
-        save(tmp_path, state._replace(step=step), batches, keep=3)
+        save(workdir, state._replace(step=step), batches, keep=3)
+    return workdir
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_older_whole_one_taken(
+    kind, three_checkpoints, state, batches, tmp_path, capsys
+):
+    shutil.copytree(three_checkpoints, tmp_path, dirs_exist_ok=True)
     for step in (2, 3):
         DAMAGES[kind](tmp_path / "checkpoints" / str(step))
     checkpoints = Checkpoints(tmp_path, 3)
