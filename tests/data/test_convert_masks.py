@@ -131,6 +131,19 @@ def test_everything_dropped_is_named_and_counted(source):
     assert same_regions(example.segment_map, squares(), void=(0, 7))
 
 
+def test_names_that_no_annotation_can_hold_are_dropped_and_printable(source):
+    for name in (b"line\nbreak.png", b"\xff.png"):
+        path = os.fsdecode(bytes(source / "images") + b"/" + name)
+        write_image(source / "images" / os.path.basename(path))
+        write_mask(source / "masks" / os.path.basename(path), squares())
+    report = convert(source / "masks", source / "out", options(source, split="all"))
+    assert [drop.reason for drop in report.dropped] == ["unreadable"] * 2
+    text = "\n".join(report.lines())
+    assert r"line\nbreak.png: its name contains control characters" in text and r"\udcff.png" in text
+    assert text.encode()
+    assert len(examples(source / "out", "all")) == 5
+
+
 def test_of_more_segments_than_fit_the_largest_are_kept(source):
     ids = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) // 6  # 400 ids of 6 pixels, one of which is 0
     ids[0, 0:6] = ids[1, 0]  # 12 pixels

@@ -46,4 +46,8 @@ class Report:
 
 def _describe(drop: Drop) -> str:
     item = f", object {drop.item}" if drop.item else ""
-    return f"{drop.image}{item}" + (f": {drop.detail}" if drop.detail else "")
+    text = f"{drop.image}{item}" + (f": {drop.detail}" if drop.detail else "")
+    # Names of files can hold anything, and some of it a terminal obeys or refuses.
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
