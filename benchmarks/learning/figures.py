@@ -2,10 +2,10 @@
 
 python benchmarks/learning/figures.py curves                   # PQ against time, from stages_*.json
 python benchmarks/learning/figures.py film --workdir=RUN       # masks forming, one column per checkpoint
-python benchmarks/learning/figures.py failures --workdir=RUN   # the pictures with the lowest PQ
-python benchmarks/learning/figures.py examples --workdir=RUN   # two held-out pictures
+python benchmarks/learning/figures.py failures                 # pictures with the lowest PQ
+python benchmarks/learning/figures.py examples                 # two held-out pictures
 
-The film needs a short run that keeps all its checkpoints, for example with --config.steps=200
+Failures and examples are those of the packaged model. The film needs a short run that keeps all its checkpoints, for example with --config.steps=200
 --config.checkpoint.keep=10 --config.checkpoint.every_steps=40.
 """
 
@@ -30,6 +30,7 @@ from detr_jax.weights.runs import checkpoint_folder, load_params
 
 HERE = Path(__file__).parent
 IMAGES = HERE.parents[1] / "docs" / "images"
+PACKAGED = "shapes-panoptic"
 SCALE = 3  # pictures of 128x128 are enlarged in the film
 
 
@@ -96,15 +97,14 @@ def draw_film(workdir: Path, count: int = 3) -> None:
     strip.save(IMAGES / "film.png")
 
 
-def draw_failures(workdir: Path, count: int = 3, among: int = 200) -> None:
+def draw_failures(count: int = 3, among: int = 200) -> None:
     """Image, ground truth and prediction of the pictures with the lowest PQ.
 
     Args:
-      workdir: Directory of the run.
       count: Number of pictures to draw.
       among: Number of validation pictures to choose from.
     """
-    source, predictor = Shapes("validation", among), load_predictor(workdir)
+    source, predictor = Shapes("validation", among), Predictor.from_pretrained(PACKAGED)
     scored = []
     for example in (source[index] for index in range(among)):
         truth, prediction = from_example(example, source.categories), predictor(example.image)
@@ -115,15 +115,16 @@ def draw_failures(workdir: Path, count: int = 3, among: int = 200) -> None:
     draw_panels(predictor, worst, IMAGES / "failures.png")
 
 
-def draw_examples(workdir: Path, indices: tuple[int, ...] = (5, 7)) -> None:
+def draw_examples(indices: tuple[int, ...] = (5, 7)) -> None:
     """Image, ground truth and prediction of some validation pictures.
 
     Args:
-      workdir: Directory of the run.
       indices: Indices of the pictures in the validation split.
     """
     source = Shapes("validation", max(indices) + 1)
-    draw_panels(load_predictor(workdir), [source[index] for index in indices], IMAGES / "shapes.png")
+    draw_panels(
+        Predictor.from_pretrained(PACKAGED), [source[index] for index in indices], IMAGES / "shapes.png"
+    )
 
 
 def draw_panels(predictor: Predictor, examples: list[Example], path: Path) -> None:
@@ -131,24 +132,24 @@ def draw_panels(predictor: Predictor, examples: list[Example], path: Path) -> No
     panels = []
     for example in examples:
         truth, prediction = from_example(example, predictor.categories), predictor(example.image)
-        panels.append(side_by_side(example.image, truth, prediction))
+        panels.append(side_by_side(example.image, truth, prediction, scale=SCALE))
     Image.fromarray(np.concatenate(panels)).save(path)
 
 
 def main() -> None:
     """Draws one of the figures into docs/images."""
-    drawn = {"film": draw_film, "failures": draw_failures, "examples": draw_examples}
+    drawn = {"curves": draw_curves, "failures": draw_failures, "examples": draw_examples}
     parser = argparse.ArgumentParser()
-    parser.add_argument("figure", choices=("curves", *drawn))
+    parser.add_argument("figure", choices=("film", *drawn))
     parser.add_argument("--workdir", type=Path, help="directory of a run of configs/shapes.py")
     arguments = parser.parse_args()
     IMAGES.mkdir(exist_ok=True)
-    if arguments.figure == "curves":
-        draw_curves()
+    if arguments.figure != "film":
+        drawn[arguments.figure]()
     elif arguments.workdir is None:
-        parser.error(f"{arguments.figure} needs --workdir=RUN")
+        parser.error("film needs --workdir=RUN")
     else:
-        drawn[arguments.figure](arguments.workdir)
+        draw_film(arguments.workdir)
 
 
 if __name__ == "__main__":
