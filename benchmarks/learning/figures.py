@@ -5,8 +5,8 @@ python benchmarks/learning/figures.py film --workdir=RUN       # masks forming, 
 python benchmarks/learning/figures.py failures                 # pictures with the lowest PQ
 python benchmarks/learning/figures.py examples                 # two held-out pictures
 
-Failures and examples are those of the packaged model. The film needs a short run that keeps all its checkpoints, for example with --config.steps=200
---config.checkpoint.keep=10 --config.checkpoint.every_steps=40.
+Failures and examples are those of the packaged model. The film needs a short run that keeps all its
+checkpoints, for example with --config.steps=200 --config.checkpoint.keep=10 --config.checkpoint.every_steps=40.
 """
 
 import argparse
