@@ -6,7 +6,7 @@ python benchmarks/learning/figures.py failures                 # pictures with t
 python benchmarks/learning/figures.py examples                 # two held-out pictures
 
 Failures and examples are those of the packaged model. The film needs a short run that keeps all its
-checkpoints, for example with --config.steps=200 --config.checkpoint.keep=10 --config.checkpoint.every_steps=40.
+checkpoints, such as --config.steps=200 --config.checkpoint.keep=10 --config.checkpoint.every_steps=40.
 """
 
 import argparse
