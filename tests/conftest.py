@@ -82,7 +82,7 @@ def pictures() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (2, 45, 60, 3), np.uint8)
 
 
-COMPILING = ("evaluation", "inference", "models", "training")
+COMPILING = ("demo", "evaluation", "inference", "models", "training")
 
 
 @pytest.hookimpl(tryfirst=True)
