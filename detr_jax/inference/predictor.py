@@ -42,11 +42,7 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        model: Detr,
-        params: Params,
-        categories: tuple[Category, ...],
-        config: ConfigDict | None = None,
+        self, model: Detr, params: Params, categories: tuple[Category, ...], config: ConfigDict | None = None
     ):
         """Copies the parameters to the first local device. Compiles nothing yet, see `warmup`.
 
@@ -250,7 +246,7 @@ class Predictor:
         pad_to: Size | None = None,
         unit_range: bool = False,
     ) -> list[RawOutputs]:
-        """Class logits, boxes and mask logits of all queries, for images run as one batch.
+        """Class logits, boxes and mask logits of all queries for each image, run as one batch.
 
         Args:
           images: Images of any sizes.
@@ -260,9 +256,6 @@ class Predictor:
             a static shape that holds both. Programs are compiled for each batch size, height and width, and
             kept until the process ends, so many sizes should be padded to few.
           unit_range: Whether arrays of floating point are read, whose values lie in [0, 1].
-
-        Returns:
-          Outputs of each image, in order.
 
         Raises:
           MissingFileError: There is no such file.
