@@ -178,6 +178,7 @@ def test_the_loss_of_a_repeated_batch_falls():
 
 def test_box_training_that_assigns_on_the_device_equals_that_on_the_host():
     config = tiny_config("boxes", dropout=0.3)
+    config.optim.learning_rate_backbone = 0.0
     model = build_model(config.model)
     params = initial_params(model)
     results = []
