@@ -23,7 +23,8 @@ nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
-WITH_OUTPUTS = {"attention"}  # pictures of the packaged model, which a reader sees without running anything
+# Of the packaged models, which a reader sees without running anything.
+WITH_OUTPUTS = {"attention", "finetune_own_data", "paper", "train_shapes"}
 MAX_BYTES = 600_000
 
 
@@ -128,22 +129,34 @@ def test_addresses_and_names_are_those_of_this_project(path):
     [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in WITH_OUTPUTS)) for path in NOTEBOOKS],
     ids=lambda path: path.stem,
 )
-def test_runs_from_top_to_bottom(path, colab, address, tmp_path):
+def test_runs_from_top_to_bottom(path, colab, address, tmp_path, monkeypatch):
     wheel = build_wheel(tmp_path / "source")
     folder = tmp_path / "content"
     folder.mkdir()
     notebook = nbformat.read(path, as_version=4)
     change(notebook, "REPOSITORY", str(wheel))
-    change(notebook, "MODEL", "owner/model")
-    change(notebook, "PHOTO", f"{address}/000000000785.png")
+    if values(notebook, "PHOTO"):
+        change(notebook, "MODEL", "owner/model")
+        change(notebook, "PHOTO", f"{address}/000000000785.png")
+    monkeypatch.setenv("NOTEBOOK_STEPS", "8")
+    monkeypatch.setenv("NOTEBOOK_PICTURES", "16")
     execute(notebook, colab, folder)
     assert f"installed in {tmp_path / 'environment'}" in "".join(outputs(notebook, "stdout"))
     CHECKS[path.stem](notebook, folder)
 
 
+def test_all_notebooks_install_the_package_alike():
+    notebooks = [nbformat.read(path, as_version=4) for path in NOTEBOOKS]
+    assert len({_install_cell(notebook).source for notebook in notebooks}) == 1
+
+
+def _install_cell(notebook):
+    (install,) = (cell for cell in notebook.cells if "REPOSITORY =" in cell.source)
+    return install
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_checkout_is_installed_rather_than_the_repository(path, colab, tmp_path, monkeypatch):
+def test_a_checkout_is_installed_rather_than_the_repository(colab, tmp_path, monkeypatch):
     checkout = copy_source(tmp_path / "checkout")
     (checkout / "detr_jax" / "__init__.py").write_text("__version__ = '9.9'\n")
     folder = checkout / "colab"
@@ -151,9 +164,9 @@ def test_a_checkout_is_installed_rather_than_the_repository(path, colab, tmp_pat
     monkeypatch.setenv(
         "PIP_NO_BUILD_ISOLATION", "0"
     )  # pip negates it: builds with this environment's packages
-    notebook = nbformat.read(path, as_version=4)
-    (install,) = (cell for cell in notebook.cells if "REPOSITORY =" in cell.source)
-    notebook.cells = [install, nbformat.v4.new_code_cell("import detr_jax; print(detr_jax.__version__)")]
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    version = nbformat.v4.new_code_cell("import detr_jax; print(detr_jax.__version__)")
+    notebook.cells = [_install_cell(notebook), version]
     execute(notebook, colab, folder)
     assert "9.9" in "".join(outputs(notebook, "stdout"))
     assert (tmp_path / "environment" / "bin" / "detr-jax").exists()
@@ -163,7 +176,7 @@ def execute(notebook, kernel: str, folder: Path) -> None:
     """Runs all cells in a folder, and one more that prints where the package is installed."""
     notebook.cells.append(nbformat.v4.new_code_cell("print(f'installed in {detr_jax.__file__}')"))
     resources = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name=kernel, resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name=kernel, resources=resources).execute()
 
 
 def check_panoptic_inference(notebook, folder):
@@ -202,8 +215,32 @@ def check_attention(notebook, folder):
     assert len(outputs(notebook, "image/jpeg")) == len(outputs(stored, "image/jpeg")) == 5
 
 
+def check_finetune_own_data(notebook, folder):
+    printed = "".join(outputs(notebook, "stdout"))
+    assert "no problems" in printed
+    assert all(name in printed for name in ("pebble", "leaf", "sand", "PQ"))
+    assert (folder / "runs" / "mine" / "report.html").exists()
+
+
+def check_train_shapes(notebook, folder):
+    assert "Things" in "".join(outputs(notebook, "stdout"))
+    assert len(outputs(notebook, "image/jpeg")) == 3
+    assert (folder / "runs" / "shapes" / "report.html").exists()
+
+
+def check_paper(notebook, folder):
+    printed = "".join(outputs(notebook, "stdout"))
+    for equation in ("Eq. 1", "Eqs. 2 and 3", "Eq. 7", "Eq. 8", "Eq. 10", "Eqs. 11 to 13"):
+        assert f"{equation}: largest difference" in printed
+    (table,) = outputs(notebook, "text/markdown")
+    assert len(table.splitlines()) == 4
+
+
 CHECKS = {  # one per notebook
     "attention": check_attention,
+    "finetune_own_data": check_finetune_own_data,
+    "paper": check_paper,
+    "train_shapes": check_train_shapes,
     "panoptic_inference": check_panoptic_inference,
 }
 
