@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
-from scipy import special
 
 from detr_jax.data.example import Category, coco_bbox, pixel_corners
 
@@ -40,6 +39,8 @@ def detections(
       orig_size: Height and width of the image, in pixels.
     """
     finite = finite_queries(logits, boxes)
+    from scipy import special  # takes a tenth of a second to import
+
     probabilities = special.softmax(logits[finite].astype(np.float32), -1)[:, :-1]
     corners = pixel_corners(boxes[finite], orig_size).astype(np.float32)
     return Detections(corners, probabilities.max(-1), probabilities.argmax(-1))

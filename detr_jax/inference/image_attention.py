@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float32, Int, UInt8
 from ml_collections import ConfigDict
-from scipy import special
 
 from detr_jax.data.example import Size
 from detr_jax.data.token_grid import Point, TokenGrid
@@ -83,6 +82,8 @@ def image_attention(
     program = _compiled_program(segmenter.model, segmenter.devices)
     logits, boxes, weights = jax.tree.map(parallel.on_host, program(segmenter.params, *arguments))
     valid = (..., slice(grid.rows), slice(grid.columns))
+    from scipy import special  # takes a tenth of a second to import
+
     probabilities = special.softmax(logits[0], -1)[:, :-1]
     return Attention(
         decoder=weights.decoder[0][valid],

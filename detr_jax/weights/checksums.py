@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from detr_jax.config_rules import parse_json
 from detr_jax.errors import UserError
@@ -77,6 +76,8 @@ def read_step(folder: Path, step: int, targets: Mapping[str, Any]) -> dict[str, 
     """
     require_items(folder, step, targets)
     expected = _stored_checksums(folder, step)
+    import orbax.checkpoint as ocp  # takes a fifth of a second to import
+
     args = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
     hook = sys.unraisablehook
     sys.unraisablehook = functools.partial(_ignore_closed_loop, hook)
@@ -101,6 +102,8 @@ def item_shapes(folder: Path, step: int, item: str) -> Any:
     """
     require_items(folder, step, [item])
     try:
+        import orbax.checkpoint as ocp
+
         return ocp.StandardCheckpointHandler().metadata(folder / str(step) / item).tree
     except Exception as error:  # as in `read_step`
         raise _damaged(folder, step, _first_line(error)) from error
