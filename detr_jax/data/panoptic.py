@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import io
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -134,7 +135,7 @@ class PanopticSegmentation:
 
     def _picture(self) -> Image.Image:
         """The segments in colour, with their names; large maps are shrunk."""
-        step = -(-max(self.segment_map.shape) // _PICTURE_SIDE)
+        step = math.ceil(max(self.segment_map.shape) / _PICTURE_SIDE)
         shown = dataclasses.replace(self, segment_map=self.segment_map[::step, ::step])
         background = np.zeros((*shown.segment_map.shape, 3), np.uint8)
         return shown.overlay(background, opacity=1.0)

@@ -15,6 +15,7 @@ from detr_jax.inference.raw_outputs import model_input
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.attention_weights import AttentionWeights, detect_with_attention
 from detr_jax.models.detr import Detr
+from detr_jax.ops.padding import ceil_div
 from detr_jax.runtime import parallel
 from detr_jax.runtime.progress import announced
 
@@ -76,7 +77,7 @@ def image_attention(
     input_height, input_width = size[0].tolist()
     grid = TokenGrid((image.shape[0], image.shape[1]), (input_height, input_width), segmenter.model.stride)
     tokens = [grid.token_at(x, y) for x, y in points]
-    padded = np.zeros((1, max(1, -(-len(tokens) // _POINTS_STEP)) * _POINTS_STEP, 2), np.int32)
+    padded = np.zeros((1, max(1, ceil_div(len(tokens), _POINTS_STEP)) * _POINTS_STEP, 2), np.int32)
     padded[0, : len(tokens)] = np.reshape(tokens, (-1, 2))
     arguments = parallel.shard((canvas, size, padded), segmenter.devices)
     program = _compiled_program(segmenter.model, segmenter.devices)

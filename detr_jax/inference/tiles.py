@@ -17,6 +17,7 @@ from detr_jax.data.inputs import AnyImage, read_input
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
 from detr_jax.inference.joined_tiles import TileJoiner, Window
+from detr_jax.ops.padding import ceil_div
 
 
 class Tiling(NamedTuple):
@@ -128,7 +129,7 @@ def _spans(length: int, tiling: Tiling) -> list[tuple[int, int, int, int]]:
     """Start and end of the tiles along an axis, and of the part whose stuff each of them decides."""
     if length <= tiling.size:
         return [(0, length, 0, length)]
-    count = -(-(length - tiling.overlap) // (tiling.size - tiling.overlap))
+    count = ceil_div(length - tiling.overlap, tiling.size - tiling.overlap)
     starts = np.linspace(0, length - tiling.size, count).round().astype(int).tolist()
     # Neighbours divide what they share in the middle, since a model sees least at the border of a tile.
     middles = [(start + tiling.size + after) // 2 for start, after in zip(starts, starts[1:], strict=False)]

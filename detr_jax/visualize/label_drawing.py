@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from detr_jax.ops.padding import ceil_div
 from detr_jax.visualize.color_math import Color, text_color
 from detr_jax.visualize.label_placement import Entry, Label, font_size_of
 from detr_jax.visualize.label_space import Box, Point, label_font, label_size, nearest_point
@@ -88,7 +89,7 @@ def legend_layout(entries: Sequence[Entry], size: tuple[int, int]) -> LegendLayo
     texts = max(label_size(entry.text, font)[0] for entry in entries)
     column, line = side + texts + 1.5 * font, 1.6 * font
     columns = max(1, int((size[1] - font) // column))
-    rows = -(-len(entries) // columns)
+    rows = ceil_div(len(entries), columns)
     places = [(font / 2 + (k // rows) * column, font / 2 + (k % rows) * line) for k in range(len(entries))]
     width = max(size[1], math.ceil(column))
     return LegendLayout(places, side, font, round(rows * line + 0.6 * font), width)

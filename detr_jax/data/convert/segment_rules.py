@@ -1,5 +1,6 @@
 """From the objects of an image to its segments: what is too small, too many or covered becomes void."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -50,7 +51,9 @@ def windows(size: Size, side: int) -> Iterator[Window]:
     if not side:
         yield Window("", slice(0, size[0]), slice(0, size[1]))
         return
-    bounds = [np.linspace(0, length, -(-length // side) + 1).round().astype(int).tolist() for length in size]
+    bounds = [
+        np.linspace(0, length, math.ceil(length / side) + 1).round().astype(int).tolist() for length in size
+    ]
     for top, bottom in zip(bounds[0], bounds[0][1:], strict=False):
         for left, right in zip(bounds[1], bounds[1][1:], strict=False):
             yield Window(f"_{top}_{left}", slice(top, bottom), slice(left, right))
