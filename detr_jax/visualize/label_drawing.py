@@ -105,7 +105,8 @@ def _draw_leader(canvas: Image.Image, label: Label, color: Color) -> None:
 
         def draw(shape: ImageDraw.ImageDraw, at: _Place, line: float, dot: float) -> None:
             shape.line([at(start), at(end)], 255, round(line * _SMOOTH))
-            shape.circle(at(end), dot * _SMOOTH, 255)
+            (x, y), reach = at(end), dot * _SMOOTH
+            shape.ellipse((x - reach, y - reach, x + reach, y + reach), 255)
 
         (x0, x1), (y0, y1) = (sorted(values) for values in zip(start, end, strict=True))
         box = (x0 - radius, y0 - radius, x1 + radius, y1 + radius)
