@@ -4,7 +4,7 @@ The tests of a module that compiles much run in one worker, where they share pro
 first, and the thousand short tests after them fill both workers to the end.
 
 Compiled programs and published weights are released after each module, after a test that leaves more than
-2 GB in use, and before and after each test of the group `published_size`, whose models are whole ResNet-50s
+1.7 GB in use, and before and after each test of the group `published_size`, whose models are whole ResNet-50s
 and which runs in a single worker. This keeps every worker below 3 GB. The summary at the end prints the peak
 of each worker.
 """
@@ -117,7 +117,7 @@ def _release_memory_around_large_tests(request):
     if published_size:
         _release_memory()
     yield
-    if published_size or _memory_in_use() > 2.0:
+    if published_size or _memory_in_use() > 1.7:
         _release_memory()
 
 

@@ -6,6 +6,7 @@ import zlib
 
 import make
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -79,7 +80,13 @@ def test_a_raised_limit_admits_what_pillow_would_refuse(tmp_path):
         assert decode_image(path, path, rules).size == (20000, 10000)
 
 
-@pytest.mark.parametrize("image_format", ["TIFF", "WEBP"])
+OLD_PILLOW = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13,
+    reason="the WebP reader of Pillow 12 has no limit of its own",
+)
+
+
+@pytest.mark.parametrize("image_format", ["TIFF", pytest.param("WEBP", marks=OLD_PILLOW)])
 def test_pillows_own_limit_of_a_format_has_a_message_of_ours(image_format, tmp_path, monkeypatch):
     path = tmp_path / "map"
     Image.fromarray(RGB).save(path, image_format)
