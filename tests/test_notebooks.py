@@ -139,7 +139,7 @@ def test_runs_from_top_to_bottom(path, colab, address, tmp_path, monkeypatch):
         change(notebook, "MODEL", "owner/model")
         change(notebook, "PHOTO", f"{address}/000000000785.png")
     monkeypatch.setenv("NOTEBOOK_STEPS", "8")
-    monkeypatch.setenv("NOTEBOOK_PICTURES", "16")
+    monkeypatch.setenv("NOTEBOOK_PICTURES", "24")
     execute(notebook, colab, folder)
     assert f"installed in {tmp_path / 'environment'}" in "".join(outputs(notebook, "stdout"))
     CHECKS[path.stem](notebook, folder)
