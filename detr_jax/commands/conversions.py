@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detr_jax.commands.options import Commands, positive
+from detr_jax.commands.options import Commands, add_image_rules, positive
 
 
 def add_convert(commands: Commands) -> None:
@@ -49,18 +49,7 @@ def add_convert(commands: Commands) -> None:
         metavar="PIXELS",
         help="maximum side of the pieces that images are cut into; default: images stay whole",
     )
-    parser.add_argument(
-        "--orientation",
-        choices=("upright", "stored"),
-        default="upright",
-        help="data.orientation of the training: 'stored' ignores EXIF orientations (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max_pixels",
-        type=int,
-        default=64_000_000,
-        help="data.max_pixels of the training (default: %(default)s)",
-    )
+    add_image_rules(parser)
 
 
 def _add_category_options(parser: argparse.ArgumentParser) -> None:

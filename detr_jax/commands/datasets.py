@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from detr_jax.commands.options import Commands, positive
+from detr_jax.commands.options import Commands, add_image_rules, positive
 
 
 def add_check(commands: Commands) -> None:
@@ -11,18 +11,7 @@ def add_check(commands: Commands) -> None:
     parser = commands.add_parser("check", help="find problems in a dataset", description=check.__doc__)
     parser.set_defaults(run=check)
     parser.add_argument("folder", help="folder with annotations/ and the images and PNGs of each split")
-    parser.add_argument(
-        "--orientation",
-        choices=("upright", "stored"),
-        default="upright",
-        help="data.orientation of the training: 'stored' ignores EXIF orientations (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max_pixels",
-        type=int,
-        default=64_000_000,
-        help="data.max_pixels of the training (default: %(default)s)",
-    )
+    add_image_rules(parser)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -1,7 +1,9 @@
 """The command that serves a page in the browser."""
 
 import argparse
+import tempfile
 import threading
+from pathlib import Path
 
 from detr_jax.commands.options import Commands, add_categories, add_dilation, positive
 
@@ -44,9 +46,10 @@ def demo(options: argparse.Namespace) -> None:
         options.weights, dilation=options.dilation, categories=options.categories
     )
     predictor.config.data.max_pixels = options.max_pixels
-    page = build_page(predictor, options.weights, example_images(predictor))
-    address = serve(page, options.host, options.port, options.max_megabytes)
-    print(f"{address} - stop with Ctrl-C", flush=True)
-    if options.host not in _LOOPBACK:
-        print("everyone who can reach this computer can use the page", flush=True)
-    threading.Event().wait()
+    with tempfile.TemporaryDirectory(prefix="detr_jax_examples_") as folder:
+        page = build_page(predictor, options.weights, example_images(predictor, Path(folder)))
+        address = serve(page, options.host, options.port, options.max_megabytes)
+        print(f"{address} - stop with Ctrl-C", flush=True)
+        if options.host not in _LOOPBACK:
+            print("everyone who can reach this computer can use the page", flush=True)
+        threading.Event().wait()

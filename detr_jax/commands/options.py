@@ -15,6 +15,22 @@ def add_dilation(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_image_rules(parser: argparse.ArgumentParser) -> None:
+    """Adds `--orientation` and `--max_pixels`, the rules by which images are read."""
+    parser.add_argument(
+        "--orientation",
+        choices=("upright", "stored"),
+        default="upright",
+        help="data.orientation of the training: 'stored' ignores EXIF orientations (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max_pixels",
+        type=int,
+        default=64_000_000,
+        help="data.max_pixels of the training (default: %(default)s)",
+    )
+
+
 def add_categories(parser: argparse.ArgumentParser) -> None:
     """Adds `--categories`."""
     parser.add_argument(

@@ -42,8 +42,8 @@ def svg(
     """Draws segments over an image as SVG, to be written to a file or put into a page.
 
     The image is embedded. Each segment is a group of the class "thing" or "stuff", with its index in
-    `segments_info` as `data-segment`, and its class and score
-    as the title, which browsers show below the pointer. Labels are those of `overlay`. There is no script.
+    `segments_info` as `data-segment`, and its class and score as the title, which browsers show at the
+    pointer. Labels are those of `overlay`. There is no script.
 
     Args:
       image: The image, in any form that a `Predictor` takes.

@@ -21,7 +21,7 @@ CATEGORIES = (
 class ReadsColours:
     """A predictor whose images show their segments: red is the id, green the category.
 
-    Like a model, it numbers the segments of every image anew.
+    As a model does, it numbers the segments of each image from 1.
     """
 
     categories = CATEGORIES
