@@ -23,7 +23,7 @@ MIN_VISIBLE = 0.5
 _MIN_AREA = 5  # pixels of a segment, as in `fusion`
 
 
-class Window(NamedTuple):
+class TilePlace(NamedTuple):
     """Place of a tile in an image.
 
     Attributes:
@@ -67,7 +67,7 @@ class _Thing(NamedTuple):
 class _Tile(NamedTuple):
     """A tile that later tiles may overlap: for each pixel the index of its thing, -1 if it has none."""
 
-    window: Window
+    window: TilePlace
     things: Int32[np.ndarray, "height width"]
 
 
@@ -88,7 +88,7 @@ class TileJoiner:
         self._parents: list[int] = []  # of the union-find forest of things
         self._recent: list[_Tile] = []
 
-    def add(self, window: Window, tile: PanopticSegmentation) -> None:
+    def add(self, window: TilePlace, tile: PanopticSegmentation) -> None:
         """Adds the segmentation of a tile; no later tile begins above it.
 
         Args:
@@ -136,7 +136,9 @@ class TileJoiner:
                 infos.append(_info(len(infos) + 1, category_id, False, area, score))
         return PanopticSegmentation(segment_map, infos, self._categories)
 
-    def _add_thing(self, window: Window, mask: Bool[np.ndarray, "height width"], info: dict[str, Any]) -> int:
+    def _add_thing(
+        self, window: TilePlace, mask: Bool[np.ndarray, "height width"], info: dict[str, Any]
+    ) -> int:
         """Stores a thing of a tile. Returns its index."""
         rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -200,7 +202,7 @@ def _represent(group: list[_Thing]) -> _Thing:
     return best._replace(top=top, left=left, mask=mask)
 
 
-def _common_part(tile: _Tile, first: Window, second: Window) -> Int32[np.ndarray, "rows columns"]:
+def _common_part(tile: _Tile, first: TilePlace, second: TilePlace) -> Int32[np.ndarray, "rows columns"]:
     """The things of a tile in the part that two tiles share."""
     top, left = max(first.top, second.top), max(first.left, second.left)
     bottom = min(first.top + first.height, second.top + second.height)

@@ -16,7 +16,7 @@ from detr_jax.data.images import ImageRules
 from detr_jax.data.inputs import AnyImage, read_input
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
-from detr_jax.inference.joined_tiles import TileJoiner, Window
+from detr_jax.inference.joined_tiles import TileJoiner, TilePlace
 from detr_jax.ops.padding import ceil_div
 
 
@@ -92,7 +92,7 @@ def segment_tiles(
     tiling = Tiling.checked(size, overlap)
     pixels = read_input(image, rules or ImageRules())
     height, width, _ = pixels.shape
-    places = list(windows((height, width), tiling))
+    places = list(tile_places((height, width), tiling))
     results = predictor.stream(_cut(pixels, places), batch_size=batch_size, threshold=threshold)
     joiner = TileJoiner((height, width), predictor.categories)
     for window, result in zip(places, results, strict=True):
@@ -111,7 +111,7 @@ def stream_tiled(
             yield error
 
 
-def windows(size: Size, tiling: Tiling) -> Iterator[Window]:
+def tile_places(size: Size, tiling: Tiling) -> Iterator[TilePlace]:
     """Places of the tiles of an image, row by row, evenly spaced.
 
     Args:
@@ -122,7 +122,7 @@ def windows(size: Size, tiling: Tiling) -> Iterator[Window]:
     for top, bottom, first_row, end_row in rows:
         for left, right, first_column, end_column in columns:
             inner = slice(first_row, end_row), slice(first_column, end_column)
-            yield Window(top, left, bottom - top, right - left, *inner)
+            yield TilePlace(top, left, bottom - top, right - left, *inner)
 
 
 def _spans(length: int, tiling: Tiling) -> list[tuple[int, int, int, int]]:
@@ -140,7 +140,7 @@ def _spans(length: int, tiling: Tiling) -> list[tuple[int, int, int, int]]:
 
 
 def _cut(
-    pixels: UInt8[np.ndarray, "height width 3"], places: Iterable[Window]
+    pixels: UInt8[np.ndarray, "height width 3"], places: Iterable[TilePlace]
 ) -> Iterator[UInt8[np.ndarray, "_ _ 3"]]:
     for window in places:
         yield pixels[window.rows, window.columns]

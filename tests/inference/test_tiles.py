@@ -8,7 +8,7 @@ from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
 from detr_jax.inference.joined_tiles import TileJoiner
-from detr_jax.inference.tiles import Tiling, segment_tiles, windows
+from detr_jax.inference.tiles import Tiling, segment_tiles, tile_places
 
 CATEGORIES = (
     Category(1, "disc", True, (255, 0, 0)),
@@ -115,7 +115,7 @@ def test_touching_objects_stay_apart():
 
 def test_objects_of_other_categories_are_not_joined():
     joiner = TileJoiner((20, 30), CATEGORIES)
-    first, second = windows((20, 30), Tiling(20, 10))
+    first, second = tile_places((20, 30), Tiling(20, 10))
     ids = np.full((20, 20), 5)
     joiner.add(first, segmentation(ids, np.where(np.arange(20) >= 4, 1, 3) * np.ones_like(ids), 0.5))
     joiner.add(second, segmentation(ids, 2 * np.ones_like(ids), 0.8))
@@ -126,7 +126,7 @@ def test_objects_of_other_categories_are_not_joined():
 def test_the_view_that_is_not_cut_off_counts():
     """The first tile sees a disc to its border, and takes it for larger than it is."""
     joiner = TileJoiner((20, 30), CATEGORIES)
-    first, second = windows((20, 30), Tiling(20, 10))
+    first, second = tile_places((20, 30), Tiling(20, 10))
     for window, columns, score in ((first, slice(12, 20), 0.9), (second, slice(2, 12), 0.6)):
         ids = np.ones((20, 20), int)
         labels = np.full((20, 20), 3)
@@ -143,7 +143,7 @@ def test_every_pixel_lies_in_a_tile_and_one_decides_about_it():
     for size in ((1, 1), (64, 64), (65, 300), (1000, 63)):
         for tiling in (Tiling(64, 0), Tiling(64, 32), Tiling(64, 63), Tiling(7, 3)):
             decided = np.zeros(size, int)
-            for window in windows(size, tiling):
+            for window in tile_places(size, tiling):
                 seen = np.zeros(size, bool)
                 seen[window.rows, window.columns] = True
                 assert (window.height, window.width) == tuple(min(tiling.size, side) for side in size)
