@@ -209,7 +209,7 @@ class _Run:
             else:
                 with self.reporter.scores_as("val_part_"):
                     result = self._scores(self._part, False)
-            if last and self._averages:
+            if last and self.plan.averages:
                 with self.reporter.scores_as("val_raw_"):
                     self._scores(self._part or self._held_out, False, averaged=False)
         self._best.save_if_best(self.state, self.batches, result)
@@ -219,14 +219,9 @@ class _Run:
         self.progress.restart(self.step)
         return result
 
-    @property
-    def _averages(self) -> bool:
-        """Whether averaged parameters are evaluated."""
-        return bool(self.config.optim.ema and self.config.eval.averaged)
-
     def _scores(self, source: Source, last: bool, averaged: bool = True) -> dict[str, Any]:
         params = self.state.params
-        if averaged and self._averages:
+        if averaged and self.plan.averages:
             params = averaged_params(params, self.state.opt_state)
         log(f"step {self.step}: evaluating {len(source)} of {len(self._held_out)} images")
         with self.progress.evaluation(len(source), self.step):

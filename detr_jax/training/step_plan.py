@@ -16,6 +16,7 @@ class StepPlan:
       evaluate_every: Number of steps between evaluations.
       part_images: Number of images of an evaluation while training; 0 if each uses all images.
       all_images: Number of images of the last evaluation.
+      averages: Whether averaged parameters are evaluated, and after the last step also those of that step.
     """
 
     total: int
@@ -24,6 +25,7 @@ class StepPlan:
     evaluate_every: int
     part_images: int
     all_images: int
+    averages: bool
 
     @classmethod
     def from_config(cls, config: ConfigDict, images: int, held_out: int) -> "StepPlan":
@@ -44,6 +46,7 @@ class StepPlan:
             evaluate_every=max(evaluate_every, 1),
             part_images=part if part < held_out else 0,
             all_images=held_out,
+            averages=bool(config.optim.ema and config.eval.averaged),
         )
 
     def logs(self, step: int) -> bool:
@@ -60,9 +63,9 @@ class StepPlan:
 
     def images_to_evaluate(self, step: int) -> int:
         """Total number of images in the evaluations after a step, without the one at the step itself."""
-        ends = step >= self.total
-        evaluations = 0 if ends else (self.total - 1) // self.evaluate_every - step // self.evaluate_every + 1
-        whole = 0 if ends else self.all_images
+        if step >= self.total:
+            return 0
+        evaluations = (self.total - 1) // self.evaluate_every - step // self.evaluate_every + 1 + self.averages
         if not self.part_images:
             return evaluations * self.all_images
-        return evaluations * self.part_images + whole
+        return evaluations * self.part_images + self.all_images
