@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64, Integer
 
+from detr_jax.data.panoptic import PanopticSegmentation
+
 # IoU above which an unmatched segment counts as found with a poor mask, rather than missed or invented.
 POOR_IOU = 0.1
 
@@ -86,6 +88,15 @@ class SegmentMatches(NamedTuple):
         columns = [add(matched, self.matched_iou[self.match >= 0]), add(matched)]
         columns += [add(self.category[self.wrong]), add(self.true_category[self.missed])]
         return np.stack(columns, 1).astype(np.float64)
+
+
+def match_segmentations(
+    ground_truth: PanopticSegmentation, prediction: PanopticSegmentation
+) -> SegmentMatches:
+    """Matches the segments of two segmentations of an image, see `match_segments`."""
+    true_ids, ids = ([info["id"] for info in one.segments_info] for one in (ground_truth, prediction))
+    overlaps = count_overlaps(ground_truth.segment_map, true_ids, prediction.segment_map, ids)
+    return match_segments(overlaps, ground_truth.segments_info, prediction.segments_info)
 
 
 def match_segments(

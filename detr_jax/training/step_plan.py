@@ -65,7 +65,9 @@ class StepPlan:
         """Total number of images in the evaluations after a step, without the one at the step itself."""
         if step >= self.total:
             return 0
-        evaluations = (self.total - 1) // self.evaluate_every - step // self.evaluate_every + 1 + self.averages
+        evaluations = (
+            (self.total - 1) // self.evaluate_every - step // self.evaluate_every + 1 + self.averages
+        )
         if not self.part_images:
             return evaluations * self.all_images
         return evaluations * self.part_images + self.all_images

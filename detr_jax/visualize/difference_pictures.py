@@ -14,9 +14,8 @@ from detr_jax.data.segment_matches import (
     MatchOutcomes,
     Outcome,
     SegmentMatches,
-    count_overlaps,
     match_outcomes,
-    match_segments,
+    match_segmentations,
 )
 from detr_jax.visualize.color_math import Color
 from detr_jax.visualize.drawn_segments import (
@@ -129,9 +128,7 @@ def differences(
 
 def _shown_segments(ground_truth: PanopticSegmentation, prediction: PanopticSegmentation) -> list[_Shown]:
     """The segments of the picture, from back to front."""
-    true_ids, ids = ([info["id"] for info in one.segments_info] for one in (ground_truth, prediction))
-    overlaps = count_overlaps(ground_truth.segment_map, true_ids, prediction.segment_map, ids)
-    matches = match_segments(overlaps, ground_truth.segments_info, prediction.segments_info)
+    matches = match_segmentations(ground_truth, prediction)
     _, predictions = match_outcomes(matches)
     shown = _shown_predictions(prediction, ground_truth.categories, matches, predictions)
     for index in np.flatnonzero(_is_missed(matches, predictions.outcome)).tolist():

@@ -1,7 +1,7 @@
 """What pictures of a segmentation share: numbered segments with their texts and colours, and the size."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +44,17 @@ class DrawnSegments(NamedTuple):
         return [label_text(name, score) for name, score in zip(self.names, self.scores, strict=True)]
 
 
-def drawn_segments(segmentation: PanopticSegmentation, palette: str = "category") -> DrawnSegments:
+def drawn_segments(
+    segmentation: PanopticSegmentation,
+    palette: str = "category",
+    preferred: Mapping[int, Color] | None = None,
+) -> DrawnSegments:
     """Numbers the segments in the order of `segments_info`, and colours them.
+
+    Args:
+      segmentation: The segmentation.
+      palette: See `overlay`.
+      preferred: See `color_segments`.
 
     Raises:
       UserError: There is no such palette.
@@ -65,7 +74,7 @@ def drawn_segments(segmentation: PanopticSegmentation, palette: str = "category"
         ],
         scores=[info.get("score") for info in infos],
         areas=areas,
-        colors=color_segments(kinds, areas, pairs, categories, palette),
+        colors=color_segments(kinds, areas, pairs, categories, palette, preferred),
     )
 
 

@@ -22,13 +22,14 @@ from detr_jax.visualize.label_drawing import add_legend, draw_labels
 from detr_jax.visualize.label_placement import Labelling, place_labels
 from detr_jax.visualize.palettes import class_colors
 
+OPACITY = 0.55  # of segment colours
 _BLOCK_PIXELS = 1_000_000  # larger pictures are blended in blocks of rows, to bound memory
 
 
 def overlay(
     image: AnyImage,
     segmentation: PanopticSegmentation,
-    opacity: float = 0.55,
+    opacity: float = OPACITY,
     labels: bool = True,
     unit_range: bool = False,
     *,
@@ -67,14 +68,21 @@ def overlay(
     pixels = read_matching_image(image, segmentation, unit_range)
     factor = picture_scale(pixels.shape[:2], scale)
     drawn = drawn_segments(segmentation, palette)
-    outlined = [kind.isthing for kind in drawn.kinds]
-    opacities = [float(opacity)] * len(outlined)
-    picture = tint(enlarge(pixels, factor), enlarge(drawn.numbers, factor), drawn.colors, opacities, outlined)
+    picture = tint_segments(pixels, drawn, factor, opacity)
     return (
         add_labels(picture, segment_labels(drawn, segmentation, factor, palette), drawn.colors)
         if labels
         else picture
     )
+
+
+def tint_segments(
+    image: UInt8[np.ndarray, "height width 3"], drawn: DrawnSegments, scale: int, opacity: float = OPACITY
+) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
+    """An enlarged image with its segments in colour, things with outlines; without labels."""
+    outlined = [kind.isthing for kind in drawn.kinds]
+    opacities = [float(opacity)] * len(outlined)
+    return tint(enlarge(image, scale), enlarge(drawn.numbers, scale), drawn.colors, opacities, outlined)
 
 
 def segment_labels(

@@ -8,10 +8,11 @@ from PIL import Image, ImageDraw
 
 from detr_jax.data.inputs import AnyImage
 from detr_jax.data.panoptic import PanopticSegmentation
-from detr_jax.visualize.drawn_segments import enlarge, picture_scale, read_matching_image
+from detr_jax.data.segment_matches import match_segmentations
+from detr_jax.visualize.drawn_segments import drawn_segments, enlarge, picture_scale, read_matching_image
 from detr_jax.visualize.label_drawing import INK
 from detr_jax.visualize.label_space import label_font
-from detr_jax.visualize.overlays import overlay
+from detr_jax.visualize.overlays import add_labels, segment_labels, tint_segments
 
 
 def side_by_side(
@@ -24,6 +25,8 @@ def side_by_side(
     scale: int | None = None,
 ) -> UInt8[np.ndarray, "picture_height picture_width 3"]:
     """Draws an image, its annotation and the prediction side by side, with captions.
+
+    Segments that match, see `match_segments`, have the same colour in both.
 
     Args:
       image: The image, in any form that a `Predictor` takes.
@@ -41,10 +44,19 @@ def side_by_side(
       UserError: The image cannot be read, or its size is not that of the segmentations.
     """
     pixels = read_matching_image(image, ground_truth, unit_range)
+    read_matching_image(pixels, prediction)
     factor = picture_scale(pixels.shape[:2], scale)
+    true = drawn_segments(ground_truth, palette)
+    matches = match_segmentations(ground_truth, prediction).match.tolist()
+    preferred = {match: color for match, color in zip(matches, true.colors, strict=True) if match >= 0}
+    predicted = drawn_segments(prediction, palette, preferred)
     panels = {"Image": enlarge(pixels, factor)}
-    for name, segmentation in (("Ground truth", ground_truth), ("Prediction", prediction)):
-        panels[name] = overlay(pixels, segmentation, palette=palette, scale=factor)
+    for name, drawn, segmentation in (
+        ("Ground truth", true, ground_truth),
+        ("Prediction", predicted, prediction),
+    ):
+        labels = segment_labels(drawn, segmentation, factor, palette)
+        panels[name] = add_labels(tint_segments(pixels, drawn, factor), labels, drawn.colors)
     return captioned(panels)
 
 

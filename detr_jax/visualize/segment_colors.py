@@ -1,6 +1,6 @@
 """Colours of the segments of a picture: neighbours differ clearly, whatever their classes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, Integer
@@ -20,8 +20,9 @@ def color_segments(
     touching: Iterable[tuple[int, int]],
     categories: Sequence[Category],
     palette: str = "category",
+    preferred: Mapping[int, Color] | None = None,
 ) -> list[Color]:
-    """Colours the segments of a picture, the largest first.
+    """Colours the segments of a picture, those with a preferred colour and the largest first.
 
     A segment has the colour of its class, or a variant of it if a neighbour's is too similar or if other
     things of the class have it. Neighbours are at least `MIN_DISTANCE` apart in CIELAB, as long as a variant
@@ -34,10 +35,12 @@ def color_segments(
       touching: Pairs of indices of segments that touch.
       categories: All categories of the dataset.
       palette: See `class_colors`.
+      preferred: Colours of some segments by index, which they have unless a neighbour's is too similar.
 
     Raises:
       UserError: There is no such palette.
     """
+    wanted = preferred or {}
     base, choices = class_colors(categories, palette), variants(palette)
     neighbours: list[set[int]] = [set() for _ in kinds]
     for one, two in touching:
@@ -45,12 +48,16 @@ def color_segments(
         neighbours[two].add(one)
     colors: dict[int, Color] = {}
     uses: dict[tuple[int, Color], int] = {}
-    for index in np.argsort(-areas, kind="stable").tolist():
+    for index in sorted(range(len(kinds)), key=lambda index: (index not in wanted, -areas[index])):
         kind = kinds[index]
         near = np.array(list({colors[other] for other in neighbours[index] if other in colors}), int)
-        options = choices(base[kind.id])
-        gaps = _gaps(options, near.reshape(-1, 3), palette)
-        colors[index] = _choose(options, gaps, [uses.get((kind.id, option), 0) for option in options], kind)
+        near = near.reshape(-1, 3)
+        if index in wanted and _gaps([wanted[index]], near, palette)[0] >= MIN_DISTANCE:
+            colors[index] = wanted[index]
+        else:
+            options = choices(base[kind.id])
+            used = [uses.get((kind.id, option), 0) for option in options]
+            colors[index] = _choose(options, _gaps(options, near, palette), used, kind)
         uses[kind.id, colors[index]] = uses.get((kind.id, colors[index]), 0) + 1
     return [colors[index] for index in range(len(kinds))]
 

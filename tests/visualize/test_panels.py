@@ -28,3 +28,22 @@ def test_panels_with_and_without_a_legend_stand_side_by_side():
     empty = PanopticSegmentation(np.zeros((240, 240), np.int32), [], CATEGORIES)
     picture = side_by_side(np.zeros((240, 240, 3), np.uint8), empty, segmentation, scale=1)
     assert (picture[-20:, :240] == 255).all() and (picture[-20:, -240:] < 255).any()
+
+
+def test_matched_segments_have_the_same_colour():
+    """Three people; the prediction lists them in another order, and sees a part of the first alone."""
+    truth = np.zeros((60, 90), np.int32)
+    for number, left in enumerate((10, 35, 60), 1):
+        truth[10:50, left : left + 20] = number
+    predicted = np.array([0, 3, 1, 2], np.int32)[truth]
+    predicted[10:25, :30] = 0
+    infos = [{"id": number, "category_id": 1, "isthing": True} for number in (1, 2, 3)]
+    sides = [PanopticSegmentation(numbers, infos, CATEGORIES) for numbers in (truth, predicted)]
+    picture = side_by_side(np.full((60, 90, 3), 128, np.uint8), *sides, scale=4)
+    true_panel, predicted_panel = (
+        picture[-240:, -720 - (picture.shape[1] - 1080) // 2 :][:, :360],
+        picture[-240:, -360:],
+    )
+    colors = [tuple(true_panel[190, 4 * left + 10]) for left in (10, 35, 60)]
+    assert colors == [tuple(predicted_panel[190, 4 * left + 10]) for left in (10, 35, 60)]
+    assert len(set(colors)) == 3

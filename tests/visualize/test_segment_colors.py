@@ -75,3 +75,12 @@ def test_the_colour_blind_palette_is_that_of_okabe_and_ito():
 def test_names_an_unknown_palette():
     with pytest.raises(UserError, match='palette=\'jet\' must be "category" or "colorblind"'):
         class_colors(CATEGORIES, "jet")
+
+
+def test_segments_have_their_preferred_colours_unless_a_neighbour_has_them():
+    cat, other = CATEGORIES[0], (0, 90, 200)
+    colors = color_segments(
+        [cat] * 3, np.array([9, 8, 7]), [(1, 2)], CATEGORIES, preferred={1: other, 2: other}
+    )
+    assert colors[1] == other and colors[2] != other
+    assert distances(np.array(colors[1]), np.array(colors[2])) >= MIN_DISTANCE
