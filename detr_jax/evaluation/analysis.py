@@ -228,10 +228,12 @@ def calibration(predictions: SegmentOutcomes, bins: int = 10) -> Calibration:
     """Compares scores with the fraction of segments that match.
 
     Args:
-      predictions: Predicted segments. Those without score are not counted.
+      predictions: Predicted segments. Those without score are not counted, and none is if a score is not
+        within [0, 1], since such scores are no probabilities.
       bins: Number of bins of equal width.
     """
     counted = (predictions.outcome != Outcome.IGNORED) & ~np.isnan(predictions.score)
+    counted &= ((predictions.score >= 0) & (predictions.score <= 1))[counted].all()
     score = predictions.score[counted]
     matched = (predictions.outcome[counted] == Outcome.MATCHED).astype(np.float64)
     place = (score * bins).astype(np.int64).clip(0, bins - 1)

@@ -44,6 +44,11 @@ class Compared(NamedTuple):
         true_areas, areas = self.overlaps.sum(1).tolist(), self.overlaps.sum(0).tolist()
         return _wrong(self.truth, true_areas[1:]), _wrong(self.prediction, areas[1:])
 
+    def improbable_scores(self) -> int:
+        """Number of predicted segments whose score is not from 0 to 1. NaN is an unknown score."""
+        scores = [info.get("score") for info in self.prediction["segments_info"]]
+        return sum(score is not None and (score < 0 or score > 1) for score in scores)
+
     def lost(self) -> int:
         """Number of true segments without a pixel."""
         return int((self.overlaps[1:-1].sum(1) == 0).sum())

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import reprlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from detr_jax.data.annotation_fields import file_name_problem
 from detr_jax.data.example import Category
 from detr_jax.data.listed_files import check_usable
 from detr_jax.data.panoptic import PanopticSegmentation
@@ -67,11 +69,13 @@ def evaluate_files(
     truth = read_result_files(ground_truth, ground_truth_png_folder)
     if not truth.categories:
         raise UserError(f"{truth.json} lists no categories: the ground truth must list them, with isthing")
+    if not truth.annotations:
+        raise UserError(f"{truth.json} has an empty list of annotations: there is nothing to evaluate")
     for files in (truth, predicted):
         check_categories(files, truth)
     ids = matched_ids(predicted, truth)
     if images is not None:
-        check_usable(Path(images), [_image_name(truth, image_id) for image_id in ids], truth.json)
+        _check_images(Path(images), truth)
     for line in _warn_before(predicted, truth, len(ids)):
         log(line)
     quality = PanopticQuality(truth.categories)
@@ -156,6 +160,23 @@ def _segmentation(
     return PanopticSegmentation(segment_map, infos, categories)
 
 
+def _check_images(folder: Path, truth: ResultFiles) -> None:
+    """Checks that the images of all annotations exist within a folder.
+
+    Raises:
+      MissingFileError: An image is missing.
+      UserError: A file name is not valid, or leads out of the folder.
+    """
+    names = {image_id: _image_name(truth, image_id) for image_id in truth.annotations}
+    for image_id, name in names.items():
+        if problem := file_name_problem(name):
+            raise UserError(
+                f"{truth.json}: image {image_id}: the name {reprlib.repr(name)} {problem}: rewrite it, or "
+                "evaluate without --images"
+            )
+    check_usable(folder, list(names.values()), truth.json)
+
+
 def _image_name(truth: ResultFiles, image_id: int) -> str:
     """The file name of an image, or that of its PNG if the JSON file lists no images."""
     name: str = truth.annotations[image_id]["file_name"]
@@ -218,12 +239,15 @@ def _findings(compared: Compared) -> dict[str, int]:
         "areas": areas,
         "lost": compared.lost(),
         "unlisted": int(compared.has_unlisted()),
+        "scores": compared.improbable_scores(),
     }
 
 
 def _warn_before(predicted: ResultFiles, truth: ResultFiles, matched: int) -> Iterator[str]:
     if ignored := len(predicted.annotations) - matched:
         yield f"warning: {ignored} predictions are ignored, since the ground truth lacks their images"
+    if left_out := len(truth.file_names.keys() - truth.annotations.keys()):
+        yield f"warning: {left_out} images of {truth.json} have no annotation, so they are not evaluated"
     if differing := differing_categories(predicted, truth):
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         yield (
@@ -242,6 +266,11 @@ def _warn_after(findings: collections.Counter[str]) -> Iterator[str]:
         yield (
             f"warning: {findings['lost']} listed segments of the ground truth have no pixel: they count as "
             "missed, as in panopticapi"
+        )
+    if findings["scores"]:
+        yield (
+            f"warning: the scores of {findings['scores']} predicted segments are not from 0 to 1: the report "
+            "does not compare scores with the fraction of segments that match"
         )
     if findings["unlisted"]:
         yield (

@@ -2,6 +2,8 @@
 
 import re
 import reprlib
+import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -26,7 +28,10 @@ _LIST = Field("list", lambda values: set(map(type, values)) <= {list})
 _CROWD = Field("0, 1, true or false", lambda values: all(map(is_flag, values)), default=0)
 _SCORE = Field(
     "number, if there is one",
-    lambda values: all(value is None or type(value) in (int, float) for value in values),
+    lambda values: all(
+        value is None or type(value) is float or (type(value) is int and abs(value) < 2**63)
+        for value in values
+    ),
 )
 _ANNOTATION = {"image_id": _INTEGER, "file_name": _TEXT, "segments_info": _LIST}
 _SEGMENT = {"id": _ID, "category_id": _INTEGER, "iscrowd": _CROWD, "score": _SCORE}
@@ -63,15 +68,15 @@ def read_result_files(path: str | Path, png_folder: str | Path | None = None) ->
       UserError: The file is damaged, has another format, or contradicts itself.
     """
     json_file = _find_json(Path(path))
-    pngs = _find_pngs(json_file) if png_folder is None else Path(png_folder)
-    if not pngs.is_dir():
-        raise MissingFileError(f"{pngs} does not exist: name the folder of the PNGs of {json_file}")
     content = read_json(json_file)
     if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
         raise UserError(
             f'{json_file} has no list "annotations", so it is not a COCO panoptic file (the format is '
             "described at https://cocodataset.org/#format-results)"
         )
+    pngs = _find_pngs(json_file) if png_folder is None else Path(png_folder)
+    if not pngs.is_dir():
+        raise MissingFileError(f"{pngs} does not exist: name the folder of the PNGs of {json_file}")
     listed = content.get("categories") or []
     if not isinstance(listed, list):
         raise UserError(f'{json_file}: "categories" is no list')
@@ -114,7 +119,8 @@ def matched_ids(predictions: ResultFiles, ground_truth: ResultFiles) -> dict[int
     """Finds the prediction of each annotated image: by image id, or else by file name.
 
     Image ids of predictions may be the places of the images in a folder. They are not used if both JSON files
-    list images, and the two file names of an id do not mean the same image.
+    list images, and the two file names of an id do not mean the same image, or the name of an annotated image
+    is that of another prediction.
 
     Args:
       predictions: Predictions. Those of images without ground truth are ignored.
@@ -126,17 +132,15 @@ def matched_ids(predictions: ResultFiles, ground_truth: ResultFiles) -> dict[int
     Raises:
       UserError: An annotated image has no prediction.
     """
-    names, true_names = predictions.file_names, ground_truth.file_names
-    shared = names.keys() & true_names.keys()
     found: dict[int, int] = {}
-    if all(_same_image(names[number], true_names[number]) for number in shared):
+    if _ids_agree(predictions, ground_truth):
         found = {number: number for number in ground_truth.annotations if number in predictions.annotations}
     if len(found) < len(ground_truth.annotations):
         by_name = _matched_by_name(predictions, ground_truth)
         found = max(found, by_name, key=len)
     missing = [number for number in ground_truth.annotations if number not in found]
     if missing:
-        name = true_names.get(missing[0], ground_truth.annotations[missing[0]]["file_name"])
+        name = ground_truth.file_names.get(missing[0], ground_truth.annotations[missing[0]]["file_name"])
         raise UserError(
             f"{predictions.json} lacks {len(missing)} of the {len(ground_truth.annotations)} images of "
             f"{ground_truth.json}, such as image {missing[0]} ({shortened(name)}). An image without segments "
@@ -162,6 +166,8 @@ def _describe(category: Category) -> str:
 
 def _find_json(path: Path) -> Path:
     if path.is_file():
+        if zipfile.is_zipfile(path):
+            raise UserError(f"{path} is a zip file: unpack it, and name the folder that it was unpacked to")
         return path
     if not path.is_dir():
         raise MissingFileError(
@@ -173,6 +179,8 @@ def _find_json(path: Path) -> Path:
     found += sorted(path.glob("annotations/panoptic_*.json"))
     if len(found) == 1:
         return found[0]
+    if not found and (zipped := sorted(path.glob("*.zip"))):
+        raise UserError(f"{path} has no COCO panoptic JSON files: unpack {zipped[0]}")
     several = ", ".join(map(str, found[:5]))
     raise UserError(
         f"{path} has {len(found) or 'no'} COCO panoptic JSON files"
@@ -215,24 +223,53 @@ def _file_names(images: Any) -> dict[int, str]:
     }
 
 
+def _ids_agree(predictions: ResultFiles, ground_truth: ResultFiles) -> bool:
+    """Whether the file names, as far as both list them, allow that equal ids mean the same image."""
+    names, true_names = predictions.file_names, ground_truth.file_names
+    owners = _ids_by_name(predictions, _path) | _ids_by_name(predictions, _last_part)
+    return all(
+        _same_image(names[number], true_names[number])
+        and all(number in owners.get(key(true_names[number]), {number}) for key in (_path, _last_part))
+        for number in names.keys() & true_names.keys()
+    )
+
+
 def _matched_by_name(predictions: ResultFiles, ground_truth: ResultFiles) -> dict[int, int]:
-    """Image ids in the predictions of images with the same file name, which must be unique."""
-    ids: dict[str, list[int]] = {}
-    for number, name in predictions.file_names.items():
-        if number in predictions.annotations:
-            ids.setdefault(PurePosixPath(name).name, []).append(number)
-    names = {number: PurePosixPath(name).name for number, name in ground_truth.file_names.items()}
-    return {
-        number: ids[names[number]][0]
-        for number in ground_truth.annotations
-        if len(ids.get(names.get(number, ""), ())) == 1
-    }
+    """Image ids in the predictions of images with the same path, or else the same last part of it.
+
+    A name counts if a single image has it on each side.
+    """
+    found: dict[int, int] = {}
+    for key in (_path, _last_part):
+        ids, true_ids = _ids_by_name(predictions, key), _ids_by_name(ground_truth, key)
+        pairs = [(true_ids[name], ids[name]) for name in true_ids if len(ids.get(name, ())) == 1]
+        by_key = {min(true): min(same) for true, same in pairs if len(true) == 1}
+        found = max(found, by_key, key=len)
+    return found
+
+
+def _ids_by_name(files: ResultFiles, key: Callable[[str], str]) -> dict[str, set[int]]:
+    """Ids of the images with an annotation, by a part of their file names."""
+    ids: dict[str, set[int]] = {}
+    for number, name in files.file_names.items():
+        if number in files.annotations:
+            ids.setdefault(key(name), set()).add(number)
+    return ids
+
+
+def _path(name: str) -> str:
+    """A file name with "/" between its parts, also if it is of Windows."""
+    return str(PurePosixPath(name.replace("\\", "/")))
+
+
+def _last_part(name: str) -> str:
+    return PurePosixPath(_path(name)).name
 
 
 def _same_image(name: str, other: str) -> bool:
     """Whether two file names are equal, or end in the same number, as COCO's of different years do."""
-    names = PurePosixPath(name), PurePosixPath(other)
-    numbers = [re.search(r"(\d+)$", path.stem) for path in names]
+    names = PurePosixPath(_path(name)), PurePosixPath(_path(other))
     if names[0].name == names[1].name:
         return True
+    numbers = [re.search(r"(\d+)$", path.stem) for path in names]
     return all(numbers) and len({int(number[1]) for number in numbers if number}) == 1

@@ -2,10 +2,18 @@
 
 import json
 
-from random_maps import CATEGORIES
+from random_maps import CATEGORIES, halves, segmentation
 
 from detr_jax.data.categories import to_json
 from detr_jax.data.segment_maps import png_from_ids
+from detr_jax.evaluation.file_evaluation import evaluate_files
+
+# Ids above 255; category ids with gaps; the first segment is a thing, the second stuff.
+TRUTH = segmentation(halves(300, 70_000), {300: 1, 70_000: 100}, iscrowd=lambda position: 0)
+SHIFTED = halves(1, 2)
+SHIFTED[:, 4] = 2
+PREDICTION = segmentation(SHIFTED, {1: 1, 2: 100}, score=lambda position: 0.5)
+PQ = (0.8 + 5 / 6) / 2
 
 
 def write_files(folder, name, segmentations, *, convert=None, save=None, edit=None):
@@ -38,3 +46,14 @@ def write_files(folder, name, segmentations, *, convert=None, save=None, edit=No
         edit(content)
     (folder / f"{name}.json").write_text(json.dumps(content))
     return folder / f"{name}.json"
+
+
+def evaluate(folder, prediction=PREDICTION, truth=TRUTH, edit_truth=None, **options):
+    """The result of one predicted image; `options` are those of `write_files` for the predictions."""
+    true_json = write_files(folder, "truth", [truth], edit=edit_truth)
+    return evaluate_files(write_files(folder, "predictions", [prediction], **options), true_json)
+
+
+def pq(result):
+    """PQ of all categories."""
+    return result["panoptic"]["All"]["pq"]

@@ -139,6 +139,13 @@ def test_calibration_of_scores_that_are_right_as_often_as_they_say():
     assert math.isnan(unknown.error) and np.isnan(unknown.matched).all()
 
 
+@pytest.mark.parametrize("score", [95.0, -0.5, np.inf])
+def test_scores_that_are_no_probabilities_are_not_calibrated(many, score):
+    predictions = many[3]
+    found = calibration(predictions._replace(score=np.append(predictions.score[:-1], score)))
+    assert math.isnan(found.error) and found.segments.sum() == 0
+
+
 def test_images_are_ranked_by_their_quality(many):
     images, _, truths, predictions = many
     quality = image_quality(truths, predictions, len(images), CLASSES)

@@ -1,12 +1,13 @@
+"""Result files of any origin have the numbers of an evaluation in memory, and a report."""
+
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from panoptic_files import write_files
+from panoptic_files import PQ, PREDICTION, TRUTH, evaluate, pq, write_files
 from PIL import Image
-from pngs import save_16_bit
 from random_maps import CATEGORIES, halves, measure, random_pairs, segmentation
 
 from detr_jax.data.panoptic import PanopticSegmentation
@@ -15,27 +16,6 @@ from detr_jax.evaluation.evaluated_image import read_images
 from detr_jax.evaluation.file_evaluation import evaluate_files
 from detr_jax.evaluation.panoptic_quality import format_table
 from detr_jax.evaluation.results import file_sha256, panoptic_result
-
-# Ids above 255; category ids with gaps; the first segment is a thing, the second stuff.
-TRUTH = segmentation(halves(300, 70_000), {300: 1, 70_000: 100}, iscrowd=lambda position: 0)
-SHIFTED = halves(1, 2)
-SHIFTED[:, 4] = 2
-PREDICTION = segmentation(SHIFTED, {1: 1, 2: 100}, score=lambda position: 0.5)
-PQ = (0.8 + 5 / 6) / 2
-
-
-def with_extra(result, **info):
-    return PanopticSegmentation(result.segment_map, [*result.segments_info, info], CATEGORIES)
-
-
-def evaluate(folder, prediction=PREDICTION, truth=TRUTH, edit_truth=None, **options):
-    options.setdefault("edit", None)
-    true_json = write_files(folder, "truth", [truth], edit=edit_truth)
-    return evaluate_files(write_files(folder, "predictions", [prediction], **options), true_json)
-
-
-def pq(result):
-    return result["panoptic"]["All"]["pq"]
 
 
 def test_gives_the_numbers_of_a_calculation_by_hand(tmp_path):
@@ -107,56 +87,6 @@ def test_pngs_may_have_a_palette_or_an_alpha_channel(tmp_path, convert):
     assert same["All"]["pq"] == pytest.approx(PQ, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"save": lambda ids, path: Image.fromarray(ids.astype(np.uint8)).save(path)},
-        {"convert": lambda png: png.crop((0, 0, 10, 8))},
-        {"edit": lambda content: content["annotations"].clear()},
-        {"edit": lambda content: content["annotations"][0]["segments_info"].pop()},
-        {"edit": lambda content: content["annotations"][0]["segments_info"][0].update(category_id=55)},
-        {
-            "edit": lambda content: content["annotations"][0]["segments_info"].append(
-                {"id": 9, "category_id": 7, "area": 1}
-            )
-        },
-    ],
-    ids=["grey", "size", "no prediction", "unlisted", "unknown category", "no pixel"],
-)
-def test_refuses_what_hotcoco_refuses(tmp_path, change):
-    pq_compute = pytest.importorskip("hotcoco.panoptic").pq_compute
-    with pytest.raises(UserError):
-        evaluate(tmp_path, **change)
-    with pytest.raises(ValueError):
-        pq_compute(tmp_path / "truth.json", tmp_path / "predictions.json")
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"save": save_16_bit}, "1.png: it has 16 bits per channel, not ids as colours"),
-        (
-            {"save": lambda ids, path: Image.fromarray(ids.astype(np.uint8)).save(path)},
-            "image 1: .*1.png has pixels of segment 65793, .* does not list: it holds grey levels",
-        ),
-        (
-            {"save": lambda ids, path: Image.fromarray(ids.astype(np.uint16)).save(path)},
-            "1.png: it holds 16-bit, 32-bit or other values",
-        ),
-        (
-            {"convert": lambda png: png.crop((0, 0, 10, 8))},
-            r"image 1: .*predictions/1.png is 10 x 8 \(width x height\), but the ground truth .* is 10 x 10",
-        ),
-        ({"save": lambda ids, path: path.write_bytes(b"PNG")}, "1.png cannot be read as an image"),
-        ({"save": lambda ids, path: None}, "lacks 1 of the 1 files that .*predictions.json lists"),
-    ],
-    ids=["16-bit colours", "grey", "16-bit grey", "other size", "damaged", "missing"],
-)
-def test_pngs_that_hold_no_ids_are_refused(tmp_path, options, message):
-    with pytest.raises(UserError, match=message):
-        evaluate(tmp_path, **options)
-
-
 @pytest.mark.parametrize("listed", [5, 0, 10**9])
 def test_areas_that_are_not_those_of_the_png_are_counted(tmp_path, listed, capsys):
     def edit(content):
@@ -181,47 +111,6 @@ def test_areas_need_not_be_listed(tmp_path, capsys):
     assert "warning" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "prediction, message",
-    [
-        (
-            with_extra(PREDICTION, id=9, category_id=7),
-            "image 1: .*predictions/1.png has no pixel of segment 9, which segments_info lists",
-        ),
-        (
-            with_extra(PREDICTION, id=2, category_id=7),
-            r"predictions.json: annotations\[0\], image 1: segment 2 is listed twice",
-        ),
-        (
-            with_extra(PREDICTION, id=0, category_id=7),
-            r"annotations\[0\], image 1: a segment has missing or invalid id",
-        ),
-        (with_extra(PREDICTION, id="9", category_id=7), "invalid id"),
-        (with_extra(PREDICTION, id=9, category_id=7, score="high"), "invalid score"),
-        (
-            segmentation(SHIFTED, {1: 1, 2: 55}),
-            "image 1: segment 2 has category 55, which .*truth.json does not list",
-        ),
-        (
-            segmentation(SHIFTED, {1: 1}),
-            "image 1: .*predictions/1.png has pixels of segment 2, which segments_info does not list",
-        ),
-    ],
-)
-def test_names_the_image_and_the_segment_that_cannot_be_evaluated(tmp_path, prediction, message):
-    with pytest.raises(UserError, match=message):
-        evaluate(tmp_path, prediction)
-
-
-def test_images_need_predictions_but_predictions_need_no_ground_truth(tmp_path, capsys):
-    two = write_files(tmp_path, "two", [TRUTH, TRUTH])
-    one = write_files(tmp_path, "one", [TRUTH])
-    with pytest.raises(UserError, match=r"one.json lacks 1 of the 2 images of .*two.json, .* 2 \(2.jpg\)"):
-        evaluate_files(one, two)
-    assert pq(evaluate_files(two, one)) == 1
-    assert "warning: 1 predictions are ignored" in capsys.readouterr().out
-
-
 def test_images_in_which_nothing_was_predicted_count_as_missed(tmp_path):
     nothing = segmentation(halves(0, 0), {})
     assert pq(evaluate(tmp_path, nothing)) == 0
@@ -239,87 +128,6 @@ def test_the_kinds_of_categories_are_those_of_the_ground_truth(tmp_path, capsys)
     assert warning.endswith("and 3 more")
 
 
-def test_predictions_need_no_list_of_categories_or_images(tmp_path):
-    def remove(content):
-        del content["categories"], content["images"]
-
-    assert pq(evaluate(tmp_path, edit=remove)) == pytest.approx(PQ)
-
-
-def test_ground_truth_needs_categories(tmp_path):
-    with pytest.raises(UserError, match="truth.json lists no categories"):
-        evaluate(tmp_path, edit_truth=lambda content: content.pop("categories"))
-
-
-def test_image_ids_that_count_files_are_matched_by_name(tmp_path):
-    flipped = segmentation(halves(2, 1), {1: 1, 2: 100}, iscrowd=lambda position: 0)
-
-    def name(*names):
-        def edit(content):
-            for image, file_name in zip(content["images"], names, strict=True):
-                image["file_name"] = file_name
-
-        return edit
-
-    truth = write_files(tmp_path, "truth", [TRUTH, flipped], edit=name("cat.jpg", "dog.jpg"))
-    swapped = write_files(tmp_path, "swapped", [flipped, TRUTH], edit=name("dog.jpg", "cat.jpg"))
-    assert pq(evaluate_files(swapped, truth)) == 1
-    others = write_files(tmp_path, "others", [flipped, TRUTH], edit=name("dog.jpg", "cow.jpg"))
-    with pytest.raises(UserError, match=r"lacks 1 of the 2 images of .*, such as image 1 \(cat.jpg\)"):
-        evaluate_files(others, truth)
-
-
-def test_names_of_one_image_may_differ_in_a_prefix(tmp_path):
-    def rename(content):
-        content["images"][0]["file_name"] = "COCO_val2014_000000000001.jpg"
-
-    assert pq(evaluate(tmp_path, edit=rename)) == pytest.approx(PQ)
-
-
-def test_finds_the_files_in_the_layouts_of_coco_and_of_predict(tmp_path):
-    coco, predicted = tmp_path / "coco", tmp_path / "predicted"
-    (coco / "annotations").mkdir(parents=True)
-    predicted.mkdir()
-    write_files(coco, "panoptic_val2017", [TRUTH])
-    (coco / "panoptic_val2017.json").rename(coco / "annotations" / "panoptic_val2017.json")
-    write_files(predicted, "panoptic", [PREDICTION])
-    assert pq(evaluate_files(predicted, coco)) == pytest.approx(PQ)
-    assert pq(evaluate_files(predicted, coco / "annotations" / "panoptic_val2017.json")) == pytest.approx(PQ)
-    (predicted / "panoptic").rename(tmp_path / "pngs")
-    with pytest.raises(MissingFileError, match="neither .*predicted/panoptic nor .*name the folder"):
-        evaluate_files(predicted, coco)
-    assert pq(evaluate_files(predicted, coco, png_folder=tmp_path / "pngs")) == pytest.approx(PQ)
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ("{", "damaged"),
-        ("[]", 'has no list "annotations"'),
-        ('{"annotations": [{"image_id": 1}]}', r"annotations\[0\]: missing or invalid file_name"),
-        (
-            '{"annotations": [{"image_id": 1, "file_name": "../x.png", "segments_info": []}]}',
-            "leads out of its folder",
-        ),
-    ],
-)
-def test_damaged_files_are_refused(tmp_path, content, message):
-    truth = write_files(tmp_path, "truth", [TRUTH])
-    (tmp_path / "predictions.json").write_text(content)
-    (tmp_path / "predictions").mkdir()
-    with pytest.raises(UserError, match=message):
-        evaluate_files(tmp_path / "predictions.json", truth)
-
-
-def test_missing_files_are_named(tmp_path):
-    truth = write_files(tmp_path, "truth", [TRUTH])
-    with pytest.raises(MissingFileError, match="nothing.json does not exist"):
-        evaluate_files(tmp_path / "nothing.json", truth)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty has no COCO panoptic JSON files"):
-        evaluate_files(tmp_path / "empty", truth)
-
-
 def test_writes_a_report_with_pictures_of_the_images(tmp_path):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (10, 10), (200, 30, 30)).save(tmp_path / "images" / "1.jpg")
@@ -334,3 +142,20 @@ def test_writes_a_report_with_pictures_of_the_images(tmp_path):
     (tmp_path / "images" / "1.jpg").unlink()
     with pytest.raises(MissingFileError, match="images lacks 1 of the 1 files"):
         evaluate_files(predictions, truth, images=tmp_path / "images")
+
+
+@pytest.mark.parametrize("name", ["/etc/1.jpg", "../1.jpg", "a\0b/1.jpg", "C:/1.jpg"])
+def test_pictures_are_read_from_the_folder_of_images_alone(tmp_path, name):
+    truth = write_files(
+        tmp_path, "truth", [TRUTH], edit=lambda content: content["images"][0].update(file_name=name)
+    )
+    assert pq(evaluate_files(truth, truth)) == 1
+    with pytest.raises(UserError, match="image 1: the name .*: rewrite it, or evaluate without --images"):
+        evaluate_files(truth, truth, images=tmp_path)
+
+
+@pytest.mark.parametrize("score, warnings", [(95, 1), (float("inf"), 1), (float("nan"), 0), (1, 0)])
+def test_scores_that_are_no_probabilities_are_named(tmp_path, score, warnings, capsys):
+    scored = segmentation(halves(1, 2), {1: 1, 2: 100}, score=lambda position: score)
+    assert pq(evaluate(tmp_path, scored)) == 1
+    assert capsys.readouterr().out.count("warning: the scores of 2 predicted segments") == warnings
