@@ -102,6 +102,7 @@ def write_evaluation(
         images=evaluation.images,
         categories=source.categories,
         title=f"{checkpoint.path} on {config.data.eval_split}",
+        count=images,
         curves=curves.read_bytes() if curves.exists() else None,
         pictures=pictures,
         facts=_facts(checkpoint, images / max(seconds, 1e-9)),

@@ -13,6 +13,7 @@ from detr_jax.data.categories import coco_panoptic
 from detr_jax.data.segment_matches import match_segments
 from detr_jax.evaluation.evaluated_image import EvaluatedImage
 from detr_jax.evaluation.panoptic_quality import PanopticQuality
+from detr_jax.evaluation.report.charts import confusion_matrix
 from detr_jax.evaluation.report.page import Picture, write_report
 
 
@@ -120,9 +121,15 @@ def test_coco_is_compared_in_the_same_table(tmp_path):
 
 def test_an_evaluation_of_boxes_alone_has_a_report(tmp_path):
     write_report(
-        tmp_path / "a.html", result={"boxes": PRECISION}, images=[], categories=CATEGORIES, title="Boxes"
+        tmp_path / "a.html",
+        result={"boxes": PRECISION},
+        images=[],
+        categories=CATEGORIES,
+        title="Boxes",
+        count=5000,
     )
     _, text = page_of(tmp_path / "a.html")
+    assert "5,000 images." in text and "This evaluation5,000 images" in text and " 0 images" not in text
     assert "57.8" in text and "Detection evaluation" in text and "Where PQ is lost" not in text
 
 
@@ -153,6 +160,34 @@ def test_a_perfect_evaluation_has_nothing_to_explain(tmp_path):
     _, text = page_of(tmp_path / "a.html")
     assert "PQ is 100.0 on 1 image." in text and "missing points" not in text and "weakest" not in text
     assert "No segment was found as another class." in text and "not unicode ?.jpg" in text
+
+
+def test_an_image_in_which_everything_was_invented_has_a_report(tmp_path):
+    crowd = [{"category_id": 7, "iscrowd": 1}]
+    matches = match_segments(np.array([[0, 0], [50, 50]]), crowd, [{"category_id": 90, "score": 0.5}])
+    images = [EvaluatedImage(1, "1.jpg", (10, 10), matches)]
+    quality = PanopticQuality(CATEGORIES)
+    quality.add_matches([matches])
+    write_report(
+        tmp_path / "a.html",
+        result={"panoptic": quality.result()},
+        images=images,
+        categories=CATEGORIES,
+        title="Invented",
+    )
+    _, text = page_of(tmp_path / "a.html")
+    assert "Of the 100.0 missing points, 100.0 are due to invented segments." in text
+    assert "By the limits" not in text and "nan" not in text.lower()
+
+
+def test_the_matrix_of_many_classes_has_only_those_that_were_confused():
+    categories = coco_panoptic()[:30]
+    table = np.diag(np.full(31, 5))
+    table[-1, -1] = 0
+    assert confusion_matrix(table, categories) == ""
+    table[20, 25] = 2
+    heads = re.findall(r'<th scope="col" title="([^"]*)"', confusion_matrix(table, categories))
+    assert heads == [categories[20].name, categories[25].name, "nothing"]
 
 
 def evaluation_without_segments():

@@ -109,12 +109,16 @@ def confusion_matrix(
 ) -> str:
     """The matrix of confusions, in percent of the true segments; of the classes with most mistakes.
 
+    It is empty if there are many classes and none was taken for another.
+
     Args:
       table: Confusions, see `confusion`.
       categories: Categories.
     """
     occurs = np.flatnonzero(table[:-1].sum(1) + table[:, :-1].sum(0))
     chosen = occurs if len(occurs) <= _WHOLE_MATRIX else _most_confused(table)
+    if not len(chosen):
+        return ""
     nothing = len(categories)
     names = [categories[index].name for index in chosen.tolist()]
     head = "".join(
@@ -142,11 +146,11 @@ def confusion_matrix(
 
 
 def _most_confused(table: Int64[np.ndarray, "categories_and_1 categories_and_1"]) -> Int64[np.ndarray, " _"]:
-    """Positions of the classes of the most frequent confusions, in ascending order."""
+    """Positions of the classes that are confused most often, in ascending order; none without confusions."""
     pairs = table[:-1, :-1] + table[:-1, :-1].T
     np.fill_diagonal(pairs, 0)
-    rows, columns = np.unravel_index(np.argsort(-pairs, axis=None, kind="stable"), pairs.shape)
-    ranked = dict.fromkeys(np.stack([rows, columns], 1).ravel().tolist())
+    places = np.argsort(-pairs, axis=None, kind="stable")[: np.count_nonzero(pairs)]
+    ranked = dict.fromkeys(np.stack(np.unravel_index(places, pairs.shape), 1).ravel().tolist())
     return np.array(sorted(list(ranked)[:_MATRIX_CLASSES]), np.int64)
 
 

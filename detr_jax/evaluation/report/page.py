@@ -62,6 +62,7 @@ def write_report(
     images: Sequence[EvaluatedImage],
     categories: Sequence[Category],
     title: str,
+    count: int | None = None,
     curves: bytes | None = None,
     pictures: Sequence[Picture] = (),
     facts: Mapping[str, object] | None = None,
@@ -71,9 +72,10 @@ def write_report(
     Args:
       path: File to write.
       result: Result of the evaluation: "panoptic", "boxes" and "masks", each of which may be absent.
-      images: Evaluated images.
+      images: Evaluated images, whose segments the report explains; none without panoptic quality.
       categories: Categories of the evaluation.
       title: Title of the page, such as the name of the model and of the data.
+      count: Number of evaluated images; by default that of `images`.
       curves: Content of the run's curves.png, if there is one.
       pictures: Pictures to show, see `images_to_draw`.
       facts: What else to list, such as checkpoint, devices and images per second.
@@ -82,8 +84,9 @@ def write_report(
       UserError: The file cannot be written there.
       ValueError: A segment has a category that is not among the categories.
     """
-    sections = {"headline": headline(result), "results": comparison(result, categories, len(images))}
-    summary = f"{number_of(len(images), 'image')}."
+    count = len(images) if count is None else count
+    sections = {"headline": headline(result), "results": comparison(result, categories, count)}
+    summary = f"{number_of(count, 'image')}."
     quality = np.full(len(images), np.nan)
     if "panoptic" in result and images:
         outcomes = segment_outcomes(images, categories)
@@ -129,7 +132,10 @@ _HEADINGS = {
         "Confusions",
         "Segments that were found, with an IoU above 0.5, but named as another class.",
     ),
-    "sizes": ("Size", "PQ of segments by area in pixels. Each column has a fifth of the true segments."),
+    "sizes": (
+        "Size",
+        "PQ of segments by area in pixels, in up to five columns with about equal numbers of true segments.",
+    ),
     "calibration": ("Scores", ""),
     "curves": ("Training", ""),
     "pictures": ("Images", "The PQ of an image is the mean over the classes in it."),

@@ -110,7 +110,7 @@ def analysis_sections(
         "classes": class_bars(analysis.counts, categories) + class_table(analysis.counts, categories, result),
         "confusion": f'<div class="mistaken"><div>{mistakes}</div><div>{matrix}</div></div>',
         "sizes": size_chart(analysis.by_size, "PQ by area in pixels")
-        + f'<p class="note">By the limits of COCO: {coco}.</p>',
+        + (f'<p class="note">By the limits of COCO: {coco}.</p>' if coco else ""),
     }
     scores = analysis.scores
     if not math.isnan(scores.error):
@@ -138,10 +138,10 @@ def summary_of(analysis: Analysis, categories: Sequence[Category], images: int) 
     perfect = lost.quality >= 0.9995  # printed as 100.0
     if not perfect:
         largest = sorted(LOSSES, key=lambda part: -getattr(lost, part))[:2]
-        parts = [f"{percent(getattr(lost, part))} to {_SUMMARY_NAMES[part]}" for part in largest]
-        sentences.append(
-            f"Of the {percent(1 - lost.quality)} missing points, {parts[0]} and {parts[1]} weigh most."
-        )
+        lines = [(percent(getattr(lost, part)), _SUMMARY_NAMES[part]) for part in largest]
+        parts = " and ".join(f"{cost} are due to {name}" for cost, name in lines if cost != percent(0.0))
+        if parts:
+            sentences.append(f"Of the {percent(1 - lost.quality)} missing points, {parts}.")
     quality = qualities(analysis.counts)[:, 0]
     if np.sum(~np.isnan(quality)) > 1 and not perfect:
         worst = int(np.nanargmin(quality))
