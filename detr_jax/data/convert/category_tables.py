@@ -2,14 +2,16 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from detr_jax.data import categories
 from detr_jax.data.annotation_fields import read_json
 from detr_jax.data.convert.conversion_options import ConvertOptions
 from detr_jax.data.example import Category
+from detr_jax.data.images import IMAGE_SUFFIXES
 from detr_jax.errors import MissingFileError, UserError
 
 _FLAGS = {"": 1, "1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
@@ -129,12 +131,20 @@ def _object_table(
 ) -> ObjectTable:
     numbers = {str(category.id): category.id for category in known}
     numbers |= {category.name: category.id for category in known}
+    counts = Counter(category.name for category in known)
     of_image: dict[str, dict[str, int]] = {}
     of_all: dict[str, int] = {}
     for image, item, category in entries:
         if category not in numbers:
             raise UserError(f"{path}: object {item} has the category {category!r}, which is not listed")
-        (of_image.setdefault(image, {}) if image else of_all)[item] = numbers[category]
+        if counts[category] > 1:
+            raise UserError(
+                f"{path}: object {item} has the category {category!r}, which is the name of several: use ids"
+            )
+        known_items = of_image.setdefault(image, {}) if image else of_all
+        if known_items.setdefault(item, numbers[category]) != numbers[category]:
+            where = f" of {image}" if image else ""
+            raise UserError(f"{path}: object {item}{where} has two categories: remove one")
     return ObjectTable(of_image, of_all, default=None)
 
 
@@ -142,7 +152,7 @@ def _table_entries(path: Path) -> list[tuple[str, str, str]]:
     """Image without suffix (empty for all images), object id and category of each entry."""
     if path.suffix.lower() == ".csv":
         return [
-            (_stem(row.get("image", "")), row["id"], row["category"])
+            (_stem(row.get("image", "")), _stem(row["id"]), row["category"])
             for row in _rows(path, ("id", "category"))
         ]
     content = _json(path)
@@ -155,30 +165,35 @@ def _table_entries(path: Path) -> list[tuple[str, str, str]]:
         for item, category in nested:
             if type(category) not in (int, str):
                 raise UserError(f"{path}: the category of {item} must be a name or an id, not {category!r}")
-            entries.append((image, item, str(category)))
+            entries.append((image, _stem(item), str(category)))
     return entries
 
 
 def _stem(name: str) -> str:
-    """The path of an image without suffix."""
-    return Path(name).with_suffix("").as_posix() if name else ""
+    """The path of an image or mask without suffix; what follows another dot is part of the name."""
+    path = PurePosixPath(name)
+    known = path.suffix.lower() in IMAGE_SUFFIXES
+    return (path.with_suffix("") if known else path).as_posix() if name else ""
 
 
 def _rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
     rows = csv.DictReader(io.StringIO(_text(path)), skipinitialspace=True)
     try:
-        missing = set(needed) - set(rows.fieldnames or ())
+        rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+        missing = set(needed) - set(rows.fieldnames)
         if missing:
             raise UserError(
                 f"{path} has no column {', '.join(sorted(missing))}: its first line names the columns"
             )
-        found = [{key: (value or "").strip() for key, value in row.items() if key} for row in rows]
+        found = [
+            (rows.line_num, {key: (value or "").strip() for key, value in row.items() if key}) for row in rows
+        ]
     except csv.Error as error:
         raise UserError(f"{path} is no CSV file: {error}") from error
-    for number, row in enumerate(found, 2):
+    for number, row in found:
         if not all(row[name] for name in needed):
             raise UserError(f"{path}: line {number} lacks {' or '.join(needed)}")
-    return found
+    return [row for _, row in found]
 
 
 def _integer(text: str, path: Path) -> int:

@@ -9,6 +9,9 @@ from detr_jax.errors import UserError
 
 FORMATS = ("instances", "masks", "objects", "semantic")
 OVERLAPS = ("smaller", "first", "last")
+# Options that a format would ignore.
+_UNUSED = {"instances": ("categories", "table", "thing"), "semantic": ("table", "thing")}
+_RESERVED = (".", "annotations", "conversion.json")  # what a folder has beside its splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,14 @@ class ConvertOptions:
             if number < least:
                 raise UserError(f"{name} is {number}: must be at least {least}")
         if self.split is not None and (
-            "/" in self.split or "\\" in self.split or self.split == "." or file_name_problem(self.split)
+            "/" in self.split
+            or "\\" in self.split
+            or self.split in _RESERVED
+            or file_name_problem(self.split)
         ):
             raise UserError(f"split is {self.split!r}: must be the name of a folder, such as train")
+        for name in _UNUSED.get(self.format, ()):
+            if getattr(self, name) is not None:
+                raise UserError(f"the format {self.format!r} does not use {name}: omit it")
+        if self.split is not None and self.val_names is not None:
+            raise UserError("split writes all images as one split, so it excludes val_names")
