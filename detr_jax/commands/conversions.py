@@ -99,4 +99,6 @@ def convert(options: argparse.Namespace) -> None:
         options.source, options.folder, ConvertOptions(**settings, rules=rules), sys.stderr.isatty()
     )
     print("\n".join(report.lines()))
+    if rules.orientation == "stored" and not options.tile:
+        print("read these images as stored, too: --config.data.orientation=stored, or --orientation=stored")
     print(f"wrote {report.folder}; {report.record} lists what was dropped")

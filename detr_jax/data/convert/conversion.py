@@ -1,7 +1,7 @@
 """Converts annotated images of other formats to a COCO panoptic folder."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,10 +15,18 @@ from detr_jax.data.convert.conversion_report import Report
 from detr_jax.data.convert.converted_folder import ConvertedFolder
 from detr_jax.data.convert.instance_files import read_instances
 from detr_jax.data.convert.mask_folders import read_id_masks, read_object_masks, read_semantic_masks
-from detr_jax.data.convert.segment_rules import Segments, Window, find_covered, segments_of, windows
+from detr_jax.data.convert.segment_rules import (
+    Segments,
+    Window,
+    find_covered,
+    merge_stuff,
+    segments_of,
+    windows,
+)
 from detr_jax.data.convert.source_images import (
     NO_SEGMENT,
     UNREADABLE,
+    AnnotatedImages,
     Drop,
     ImageDropped,
     Reader,
@@ -57,11 +65,9 @@ def convert(
       UserError: An option is invalid, the source has no image that can be converted, or the folder has files
         that no conversion wrote.
     """
-    found = _READERS[options.format](Path(source), options)
-    categories, background = with_background(found.categories, options.background)
-    images, dropped = _with_usable_names(found.images)
-    dropped = [*found.dropped, *dropped]
-    splits = _split(images, options)
+    (categories, images, dropped), background = _found(Path(source), options)
+    stuff = {category.id for category in categories if not category.isthing}
+    splits = _split(images, options, Path(folder))
     target = ConvertedFolder(Path(folder), list(splits), categories)
     counts = {split: [0, 0] for split in splits}
     numbers = {image.name: number for number, image in enumerate(images)}
@@ -69,7 +75,7 @@ def convert(
         next_id = 1
         for split, parts in splits.items():
             for image in track(parts, split, disable=not progress):
-                pieces, lost = _pieces(image, background, options)
+                pieces, lost = _pieces(image, stuff, background, options)
                 dropped += lost
                 for name, content, segments in pieces:
                     image_id = next_id if options.tile else numbers[image.name] + 1
@@ -79,7 +85,7 @@ def convert(
                     counts[split][1] += len(segments.infos)
         for split, (count, _) in counts.items():
             if not count:
-                raise UserError(_nothing_left(source, split, dropped))
+                raise UserError(_nothing_left(source, dropped, f" for the split {split!r}"))
         report = Report(
             Path(folder),
             {split: count[0] for split, count in counts.items()},
@@ -90,11 +96,21 @@ def convert(
     return report
 
 
+def _found(source: Path, options: ConvertOptions) -> tuple[AnnotatedImages, int | None]:
+    """What the source contains, with the background among the categories; and the id of the background."""
+    categories, images, dropped = _READERS[options.format](source, options)
+    categories, background = with_background(categories, options.background)
+    images, unusable = _with_usable_names(images)
+    if not images:
+        raise UserError(_nothing_left(source, [*dropped, *unusable]))
+    return AnnotatedImages(categories, images, [*dropped, *unusable]), background
+
+
 _Piece = tuple[str, Path | Image.Image, Segments]
 
 
 def _pieces(
-    image: SourceImage, background: int | None, options: ConvertOptions
+    image: SourceImage, stuff: Collection[int], background: int | None, options: ConvertOptions
 ) -> tuple[list[_Piece], list[Drop]]:
     """The image, or the windows that it is cut into, with their segments; and what was dropped."""
     try:
@@ -104,6 +120,7 @@ def _pieces(
     except ImageDropped as error:
         return [], [Drop(image.name, "", error.reason, error.detail)]
     dropped = [*objects.dropped, *find_covered(image.name, objects)]
+    objects = merge_stuff(objects, stuff, background)
     pieces: list[_Piece] = []
     for window in windows((height, width), options.tile):
         segments = segments_of(image.name, objects, window, background, options)
@@ -124,17 +141,24 @@ def _content(image: SourceImage, pixels: np.ndarray, window: Window) -> tuple[st
 
 
 def _with_usable_names(images: Sequence[SourceImage]) -> tuple[list[SourceImage], list[Drop]]:
-    """The images whose names an annotation file can hold."""
-    problems = {image.name: file_name_problem(image.name) for image in images}
-    usable = [image for image in images if not problems[image.name]]
-    return usable, [
-        Drop(image.name, "", UNREADABLE, f"its name {problems[image.name]}")
-        for image in images
-        if problems[image.name]
-    ]
+    """The images whose names an annotation file can hold, and that share no name of a PNG."""
+    usable: dict[PurePosixPath, SourceImage] = {}
+    dropped = []
+    for image in images:
+        problem = file_name_problem(image.name)
+        stem = PurePosixPath(image.name) if problem else PurePosixPath(image.name).with_suffix("")
+        if not problem and stem in usable:
+            problem = f"is that of {usable[stem].name}, but for the suffix"
+        if problem:
+            dropped.append(Drop(image.name, "", UNREADABLE, f"its name {problem}"))
+        else:
+            usable[stem] = image
+    return list(usable.values()), dropped
 
 
-def _split(images: Sequence[SourceImage], options: ConvertOptions) -> dict[str, list[SourceImage]]:
+def _split(
+    images: Sequence[SourceImage], options: ConvertOptions, folder: Path
+) -> dict[str, list[SourceImage]]:
     """The images of each split."""
     if options.split is not None:
         return {options.split: list(images)}
@@ -143,6 +167,12 @@ def _split(images: Sequence[SourceImage], options: ConvertOptions) -> dict[str, 
         "train": [image for image in images if image.name not in held_out],
         "val": [image for image in images if image.name in held_out],
     }
+    for split, other in (("train", "val"), ("val", "train")):
+        if not splits[split] and (folder / "annotations" / f"panoptic_{split}.json").exists():
+            raise UserError(
+                f"no image is left for the split {split!r}, but {folder} has one, whose images may be in "
+                f"{other!r} now: choose another folder or, if they are not, write {other!r} alone with split"
+            )
     return {split: parts for split, parts in splits.items() if parts}
 
 
@@ -167,8 +197,8 @@ def _named(images: Sequence[SourceImage], path: Path) -> set[str]:
     return {name for name, ways in names.items() if ways & listed}
 
 
-def _nothing_left(source: str | Path, split: str, dropped: Sequence[Drop]) -> str:
-    message = f"{source} has no image for the split {split!r} that can be converted"
+def _nothing_left(source: str | Path, dropped: Sequence[Drop], where: str = "") -> str:
+    message = f"{source} has no image{where} that can be converted"
     if not dropped:
         return message
     first = ": ".join(filter(None, (dropped[0].image, dropped[0].reason, dropped[0].detail)))

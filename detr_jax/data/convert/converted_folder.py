@@ -109,7 +109,8 @@ class ConvertedFolder:
             content["categories"] = self._categories
             path = self._staging / "annotations" / f"panoptic_{split}.json"
             path.write_text(json.dumps(content))
-        earlier = self._record.get("files", {})
+        # Read again, since another process may have written other splits meanwhile.
+        earlier = _read_record(self._folder).get("files", {})
         both = {split: sorted({*earlier.get(split, ()), *written[split]}) for split in self._splits}
         self._write_record({**record, "files": {**earlier, **both}})
         (self._folder / "annotations").mkdir(exist_ok=True)
@@ -139,6 +140,9 @@ class ConvertedFolder:
                 f"{self._folder / foreign[0]} was not written by a conversion, so the split {split!r} is not "
                 "replaced: choose another folder or split, or move it away"
             )
+        for path in (self._folder / split, self._folder / f"panoptic_{split}"):
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
+                raise UserError(f"{path} is a link or a file, so it is not replaced: choose another folder")
 
     def _check_categories(self) -> None:
         for path in sorted(self._folder.glob("annotations/panoptic_*.json")):
@@ -146,8 +150,12 @@ class ConvertedFolder:
             if split in self._splits:
                 continue
             content = read_json(path)
-            entries = content.get("categories", []) if isinstance(content, dict) else []
-            if to_json(from_json(entries)) != self._categories:
+            entries = content.get("categories") if isinstance(content, dict) else None
+            try:
+                known = to_json(from_json(entries)) if isinstance(entries, list) else None
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
+            if known != self._categories:
                 raise UserError(
                     f"the split {split!r} of {self._folder} has other categories: convert both with one "
                     "list of categories, or choose another folder"
@@ -162,7 +170,10 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if (
         not isinstance(content, dict)
         or not isinstance(content.get("files"), dict)
-        or not all(isinstance(names, list) for names in content["files"].values())
+        or not all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for names in content["files"].values()
+        )
     ):
         raise UserError(f"{path} was not written by a conversion: choose another folder, or move it away")
     return content

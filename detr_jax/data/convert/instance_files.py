@@ -133,19 +133,20 @@ def _read(
             entry.get("category_id"),
             entry.get("iscrowd", 0),
         )
-        if type(label) is not int or label not in known:
-            dropped.append(Drop(name, item, NO_CATEGORY, "its category is not listed"))
-            continue
+        listed = label if type(label) is int and label in known else None
         try:
             if not is_flag(iscrowd):
                 raise ImageDropped(UNREADABLE, "its iscrowd is neither 0 nor 1")
-            mask = boxed(decode_segmentation(entry.get("segmentation"), size), below=bool(iscrowd))
+            mask = boxed(decode_segmentation(entry.get("segmentation"), size), bool(iscrowd), listed is None)
             assert mask is not None
         except ImageDropped as error:
             dropped.append(Drop(name, item, error.reason, error.detail))
             continue
         masks.append(mask)
+        if listed is None:
+            dropped.append(Drop(name, item, NO_CATEGORY, "its category is not listed"))
+            continue
         names.append(item)
-        labels.append(label)
+        labels.append(listed)
         crowds.append(bool(iscrowd))
     return ObjectMap(stack(masks, size, overlap), names, labels, crowds, dropped)

@@ -62,7 +62,9 @@ def read_semantic_masks(source: Path, options: ConvertOptions) -> AnnotatedImage
         known,
         [
             SourceImage(
-                image.name, image.path, functools.partial(_regions_of_classes, masks[stem], known, options)
+                image.name,
+                image.path,
+                functools.partial(_regions_of_classes, masks[stem], stem, known, options),
             )
             for stem, image in images.items()
         ],
@@ -74,31 +76,61 @@ def read_object_masks(source: Path, options: ConvertOptions) -> AnnotatedImages:
     """A folder per image with one binary mask per object. See `Reader`.
 
     The folder is named like the image without suffix. If it has a sub-folder `masks`, the masks lie there,
-    and the image is the one in its sub-folder `images`, unless `options.images` names a folder.
+    and the image is the one in its sub-folder `images`, unless `options.images` names a folder. An empty
+    folder of masks belongs to an image without objects.
     """
     known, table = read_object_table(options)
-    masks: dict[str, list[ListedImage]] = defaultdict(list)
-    own_images: list[ListedImage] = []
-    for file in list_images([_folder(source)]):
-        parent = PurePosixPath(file.name).parent
-        if parent.name == "images" and options.images is None:
-            own_images.append(ListedImage(file.path, f"{parent.parent}{file.path.suffix}"))
-        elif parent.name != "images":
-            masks[str(parent.parent if parent.name == "masks" else parent)].append(file)
-    listed = _by_stem(own_images) if options.images is None else _images_of(options)
+    masks, own_images = _object_folders(_folder(source))
+    listed = _only_images(own_images) if options.images is None else _images_of(options)
     if not listed:
         raise UserError(f"the images are not known: name their folder, since {source} has none in */images/")
-    images, _, dropped = _pair(listed, {stem: files[0] for stem, files in masks.items()})
+    without_objects = {
+        stem: ListedImage(source / stem, stem)
+        for stem in listed.keys() - masks.keys()
+        if _is_empty_folder(source / stem / "masks") or _is_empty_folder(source / stem)
+    }
+    images, _, dropped = _pair(listed, {stem: files[0] for stem, files in masks.items()} | without_objects)
     return AnnotatedImages(
         known,
         [
             SourceImage(
-                image.name, image.path, functools.partial(_stacked_objects, masks[stem], stem, table, options)
+                image.name,
+                image.path,
+                functools.partial(_stacked_objects, masks.get(stem, ()), stem, table, options),
             )
             for stem, image in images.items()
         ],
         dropped,
     )
+
+
+def _object_folders(source: Path) -> tuple[dict[str, list[ListedImage]], dict[str, list[ListedImage]]]:
+    """The masks in the folder of each image, and the files in its sub-folder `images`, by its name."""
+    masks: dict[str, list[ListedImage]] = defaultdict(list)
+    images: dict[str, list[ListedImage]] = defaultdict(list)
+    for file in list_images([source]):
+        folder = PurePosixPath(file.name).parent
+        image_folder = folder.parent if folder.name in ("images", "masks") else folder
+        image = str(image_folder) if image_folder.name else source.resolve().name
+        if folder.name == "images":
+            images[image].append(ListedImage(file.path, image + file.path.suffix))
+        else:
+            masks[image].append(file)
+    return masks, images
+
+
+def _only_images(images: Mapping[str, Sequence[ListedImage]]) -> dict[str, ListedImage]:
+    for files in images.values():
+        if len(files) > 1:
+            raise UserError(
+                f"{files[0].path} and {files[1].path} are images of the same masks: make a folder of each "
+                "image and its masks, or name the folder of images"
+            )
+    return {stem: files[0] for stem, files in images.items()}
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _objects_of_ids(
@@ -124,7 +156,7 @@ def _objects_of_ids(
 
 
 def _regions_of_classes(
-    mask: ListedImage, known: Sequence[Category], options: ConvertOptions, size: Size
+    mask: ListedImage, image: str, known: Sequence[Category], options: ConvertOptions, size: Size
 ) -> ObjectMap:
     from scipy import ndimage  # takes a quarter of a second to import
 
@@ -133,17 +165,19 @@ def _regions_of_classes(
     numbers = np.where(classes == 0, np.int32(REST), np.int32(VOID))
     names: list[str] = []
     labels: list[int] = []
+    present = set(np.unique(classes).tolist())
     for category in known:
+        if category.id not in present:
+            continue
         covered = classes == category.id
         if not category.isthing:
-            regions, count = covered.astype(np.int32), int(covered.any())
+            regions, count = covered.astype(np.int32), 1
         else:
             regions, count = ndimage.label(covered)
         numbers[covered] = (regions + len(names))[covered]
         names += [f"{category.name} {number}" for number in range(1, count + 1)]
         labels += [category.id] * count
-    others = np.setdiff1d(classes, [0, *(category.id for category in known)]).tolist()
-    image = PurePosixPath(mask.name).stem
+    others = sorted(present - {0, *(category.id for category in known)})
     dropped = [Drop(image, f"class {value}", NO_CATEGORY, "its id is no category") for value in others]
     return ObjectMap(numbers, names, labels, [False] * len(names), dropped)
 
@@ -159,15 +193,17 @@ def _stacked_objects(
         try:
             ids = read_ids(file, options.rules)
             check_same_size(ids, size)
-            mask = boxed(ids != 0)
+            mask = boxed(ids != 0, is_void=label is None)
         except ImageDropped as error:  # one mask, not the image
             dropped.append(Drop(image, name, error.reason, error.detail))
             continue
-        if mask is None or label is None:
-            reason = EMPTY if mask is None else NO_CATEGORY
-            dropped.append(Drop(image, name, reason))
+        if mask is None:
+            dropped.append(Drop(image, name, EMPTY))
             continue
         masks.append(mask)
+        if label is None:
+            dropped.append(Drop(image, name, NO_CATEGORY, "its name is not in the table"))
+            continue
         names.append(name)
         labels.append(label)
     if not masks and any(drop.reason in (UNREADABLE, OTHER_SIZE) for drop in dropped):

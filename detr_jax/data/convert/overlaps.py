@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from detr_jax.data.convert.source_images import REST
+from detr_jax.data.convert.source_images import REST, VOID
 from detr_jax.data.example import Size
 
 
@@ -18,25 +18,27 @@ class Mask(NamedTuple):
       left: First column of the box.
       pixels: Pixels of the box that the object covers.
       below: Whether the object lies below those that are not, whatever the rule: a crowd region.
+      is_void: Whether it has no category, hence no number: it lies below all others, and the rest is void.
     """
 
     top: int
     left: int
     pixels: Bool[np.ndarray, "rows columns"]
     below: bool = False
+    is_void: bool = False
 
 
-def boxed(mask: Bool[np.ndarray, "height width"], below: bool = False) -> Mask | None:
+def boxed(mask: Bool[np.ndarray, "height width"], below: bool = False, is_void: bool = False) -> Mask | None:
     """A mask within its box; None if it has no pixel."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     if not len(rows):
         return None
     top, left = int(rows[0]), int(columns[0])
-    return Mask(top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1].copy(), below)
+    return Mask(top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1].copy(), below, is_void)
 
 
 def stack(masks: Sequence[Mask], size: Size, rule: str) -> Int32[np.ndarray, "height width"]:
-    """The number, from 1, of the object that gets each pixel; `REST` where there is none.
+    """The number, from 1, of the object that gets each pixel; `VOID` or `REST` where there is none.
 
     Args:
       masks: Masks within the image.
@@ -48,9 +50,11 @@ def stack(masks: Sequence[Mask], size: Size, rule: str) -> Int32[np.ndarray, "he
         order.sort(key=lambda index: -int(masks[index].pixels.sum()))
     elif rule == "first":
         order.reverse()
-    order.sort(key=lambda index: not masks[index].below)
+    order.sort(key=lambda index: (not masks[index].is_void, not masks[index].below))
+    values = np.cumsum([not mask.is_void for mask in masks])
     numbers = np.full(size, REST, np.int32)
     for index in order:
-        top, left, pixels, _ = masks[index]
-        numbers[top : top + pixels.shape[0], left : left + pixels.shape[1]][pixels] = index + 1
+        top, left, pixels, _, is_void = masks[index]
+        value = VOID if is_void else values[index]
+        numbers[top : top + pixels.shape[0], left : left + pixels.shape[1]][pixels] = value
     return numbers

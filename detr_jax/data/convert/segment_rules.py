@@ -1,14 +1,15 @@
 """From the objects of an image to its segments: what is too small, too many or covered becomes void."""
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
 
 from detr_jax.data.convert.conversion_options import ConvertOptions
-from detr_jax.data.convert.source_images import COVERED, MANY, REST, SMALL, Drop, ObjectMap
+from detr_jax.data.convert.source_images import COVERED, MANY, REST, SMALL, VOID, Drop, ObjectMap
 from detr_jax.data.example import Size
 from detr_jax.data.segment_maps import MAX_SEGMENTS
 
@@ -63,6 +64,24 @@ def find_covered(image: str, objects: ObjectMap) -> list[Drop]:
     """Objects without a pixel in the map, since others cover them."""
     areas = np.bincount(np.maximum(objects.numbers, 0).ravel(), minlength=len(objects.names) + 1)[1:]
     return [Drop(image, objects.names[index], COVERED) for index in np.flatnonzero(areas == 0).tolist()]
+
+
+def merge_stuff(objects: ObjectMap, stuff: Collection[int], background: int | None) -> ObjectMap:
+    """Makes the objects of each stuff category one object, as stuff has one segment; crowd regions stay.
+
+    Args:
+      objects: Objects of an image.
+      stuff: Ids of the stuff categories.
+      background: Category id of pixels that no object covers, which become part of an object that has it.
+    """
+    first: dict[int, int] = {}  # number of the first object of each category
+    table = np.arange(VOID, len(objects.names) + 1, dtype=np.int32)
+    for number, (label, iscrowd) in enumerate(zip(objects.labels, objects.iscrowd, strict=True), 1):
+        if label in stuff and not iscrowd:
+            table[number - VOID] = first.setdefault(label, number)
+    if background in first:
+        table[REST - VOID] = first[background]
+    return dataclasses.replace(objects, numbers=table[objects.numbers - VOID])
 
 
 def segments_of(

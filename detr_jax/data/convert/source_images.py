@@ -16,6 +16,7 @@ from detr_jax.errors import UserError
 
 VOID = -1  # value of pixels in a map of objects that stay void, even if the rest becomes background
 REST = 0  # value of pixels that no object covers
+_GREY = 0x010101  # of colours as ids, those of R = G = B are its multiples
 
 # Why something is dropped.
 EMPTY = "empty mask"
@@ -118,22 +119,24 @@ class Reader(Protocol):
 def read_ids(file: ListedImage, rules: ImageRules) -> Int32[np.ndarray, "height width"]:
     """The ids that an image file holds: grey levels of 1, 8 or 16 bits, indices of a palette, or colours.
 
-    Colours are ids as in COCO's panoptic PNGs, R + 256 G + 65536 B. Masks are not turned by EXIF.
+    Colours are ids as in COCO's panoptic PNGs, R + 256 G + 65536 B, unless all are grey: then they are grey
+    levels, saved with three channels. Masks are not turned by EXIF.
 
     Raises:
       ImageDropped: The file cannot be read, or its pixels are not ids.
     """
     from detr_jax.data.segment_maps import ids_from_png
 
-    if file.path.suffix.lower() in (".jpg", ".jpeg"):
-        raise ImageDropped(UNREADABLE, f"{file.path} is a JPEG, whose compression changes ids")
     try:
         mask = decode_image(file.path, file.path, rules)
+        if mask.format == "JPEG":
+            raise ImageDropped(UNREADABLE, f"{file.path} is a JPEG, whose compression changes ids")
         if mask.mode in ("1", "L", "P") or mask.mode.startswith("I"):
             return np.asarray(mask).astype(np.int32)
-        return ids_from_png(mask).astype(np.int32)
+        ids = ids_from_png(mask).astype(np.int32)
     except UserError as error:
         raise ImageDropped(UNREADABLE, f"{file.path}: {error}") from error
+    return ids if (ids % _GREY).any() else ids // _GREY
 
 
 def read_pixels(path: Path, rules: ImageRules) -> np.ndarray:
