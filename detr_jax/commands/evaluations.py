@@ -2,7 +2,7 @@
 
 import argparse
 
-from detr_jax.commands.options import Commands, positive
+from detr_jax.commands.options import Commands, natural, positive
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -56,7 +56,7 @@ def add_compare(commands: Commands) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="workdir, or --output of `detr-jax evaluate`")
     parser.add_argument("--output", metavar="FILE", help="JSON file to write as well; default: none")
     parser.add_argument("--resamples", type=positive, default=2000, help="bootstrap samples; default: 2000")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the samples; default: 0")
+    parser.add_argument("--seed", type=natural, default=0, help="random seed of the samples; default: 0")
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -41,6 +41,17 @@ def add_categories(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def natural(text: str) -> int:
+    """The integer that a text holds.
+
+    Raises:
+      argparse.ArgumentTypeError: It is not an integer of 0 or more.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of 0 or more")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """The integer that a text holds.
 

@@ -18,13 +18,16 @@ from jaxtyping import Float64, Int64
 from detr_jax.data.categories import from_json
 from detr_jax.data.example import Category
 from detr_jax.errors import MissingFileError, UserError
-from detr_jax.evaluation.evaluated_image import EvaluatedImage, read_images
+from detr_jax.evaluation.evaluated_image import AGAIN, EvaluatedImage, read_images
 from detr_jax.evaluation.quality_counts import image_counts, mean_over_classes, qualities
 from detr_jax.evaluation.segment_outcomes import segment_outcomes
 
-_AGAIN = "evaluate the run again with --mode=eval"
+# With fewer images, differences of one sign in all of them are no rarer than one time in 20 by chance alone.
+MIN_IMAGES = 6
 # Resamples whose scores are computed together, to bound memory.
 _BLOCK = 200
+# Where results.json has what is compared or checked.
+_NUMBERS = {"PQ": ("panoptic", "All", "pq"), "box AP": ("boxes", "AP"), "mask AP": ("masks", "AP")}
 METRICS = ("PQ", "SQ", "RQ", "PQ things", "SQ things", "RQ things", "PQ stuff", "SQ stuff", "RQ stuff")
 
 
@@ -35,13 +38,15 @@ class EvaluatedRun(NamedTuple):
       name: Folder that it was read from, as the user gave it.
       result: "panoptic", "boxes" and "masks" of results.json.
       categories: Categories.
-      images: Evaluated images, in ascending order of their ids.
+      images: Evaluated images, in ascending order of their ids; none without panoptic quality.
+      count: Number of evaluated images.
     """
 
     name: str
     result: dict[str, Any]
     categories: tuple[Category, ...]
     images: list[EvaluatedImage]
+    count: int = 0
 
 
 class Score(NamedTuple):
@@ -50,8 +55,8 @@ class Score(NamedTuple):
     Attributes:
       value: The score.
       difference: The score minus that of the first run; None for the first run.
-      interval: The 2.5th and 97.5th percentiles of the difference over the resamples; None if there are none,
-        as for AP, which is not known per image.
+      interval: The 2.5th and 97.5th percentiles of the difference over the resamples; None for AP, which is
+        not known per image, and if fewer than `MIN_IMAGES` images have segments of the metric or class.
     """
 
     value: float | None
@@ -99,7 +104,7 @@ def read_run(folder: str | Path) -> EvaluatedRun:
 
     Raises:
       MissingFileError: The folder or one of the files does not exist.
-      UserError: A file is damaged, or the run has no panoptic quality.
+      UserError: A file is damaged.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -107,20 +112,21 @@ def read_run(folder: str | Path) -> EvaluatedRun:
     files = path / "results.json", path / "evaluation" / "images.jsonl"
     for file in files:
         if not file.is_file():
-            raise MissingFileError(f"{file} does not exist: {_AGAIN}")
+            raise MissingFileError(f"{file} does not exist: {AGAIN}")
     try:
         content = json.loads(files[0].read_bytes())
         result, categories = dict(content["result"]), from_json(content["categories"])
+        count, _ = int(content.get("images", 0)), [_number(result, *keys) for keys in _NUMBERS.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{files[0]} is damaged or of another version: {_AGAIN}") from error
+        raise UserError(f"{files[0]} is damaged or of another version: {AGAIN}") from error
     images = sorted(read_images(files[1]), key=lambda image: image.image_id)
     known = {category.id for category in categories}
     for image in images:
         if not known.issuperset([*image.matches.true_category.tolist(), *image.matches.category.tolist()]):
             raise UserError(
-                f"{files[1]}: image {image.image_id} has categories that {files[0]} lacks: {_AGAIN}"
+                f"{files[1]}: image {image.image_id} has categories that {files[0]} lacks: {AGAIN}"
             )
-    return EvaluatedRun(str(folder), result, categories, images)
+    return EvaluatedRun(str(folder), result, categories, images, count)
 
 
 def compare_runs(runs: Sequence[EvaluatedRun], resamples: int = 2000, seed: int = 0) -> Comparison:
@@ -132,7 +138,8 @@ def compare_runs(runs: Sequence[EvaluatedRun], resamples: int = 2000, seed: int 
       seed: Random seed of the samples.
 
     Raises:
-      UserError: There is only one run, or the runs differ in images, annotations or categories.
+      UserError: There is only one run, the runs differ in images, annotations or categories, or a run
+        has files of different evaluations.
     """
     if len(runs) < 2:
         raise UserError(f"{len(runs)} run to compare: name two or more")
@@ -145,9 +152,12 @@ def compare_runs(runs: Sequence[EvaluatedRun], resamples: int = 2000, seed: int 
         outcomes = segment_outcomes(run.images, categories)
         counts.append(image_counts(*outcomes, len(run.images), len(categories)))
     values = [_scores(one.sum(0)[None], isthing)[0] for one in counts]
+    for run, (quality, *_) in zip(runs, values, strict=True):
+        _check_quality(run, quality)
     sampled = _resampled(counts, isthing, resamples, seed)
+    support = [_support(counts[0], one, isthing) for one in counts]
     columns = [
-        [_beside(values, sampled, number, column) for number in range(len(runs))]
+        [_beside(values, sampled, number, column, support) for number in range(len(runs))]
         for column in range(len(METRICS) + len(categories))
     ]
     scores = dict(zip(METRICS, columns[: len(METRICS)], strict=True))
@@ -155,13 +165,14 @@ def compare_runs(runs: Sequence[EvaluatedRun], resamples: int = 2000, seed: int 
         ClassScores(category.id, category.name, of_class)
         for category, of_class in zip(categories, columns[len(METRICS) :], strict=True)
     ]
-    for kind in ("box", "mask"):
-        precisions = [_precision(run, kind) for run in runs]
-        scores[f"{kind} AP"] = [
+    for name in ("box AP", "mask AP"):
+        precisions = [_number(run.result, *_NUMBERS[name]) for run in runs]
+        scores[name] = [
             Score(value, _minus(value, precisions[0]) if number else None)
             for number, value in enumerate(precisions)
         ]
-    return Comparison([run.name for run in runs], len(runs[0].images), resamples, scores, classes)
+    images = len(runs[0].images) or runs[0].count
+    return Comparison([run.name for run in runs], images, resamples, scores, classes)
 
 
 def _check_comparable(first: EvaluatedRun, other: EvaluatedRun) -> None:
@@ -172,6 +183,13 @@ def _check_comparable(first: EvaluatedRun, other: EvaluatedRun) -> None:
             f"{first.name} and {other.name} differ in category {number}: "
             "compare runs with the same categories"
         )
+    if bool(first.images) != bool(other.images):
+        name = first.name if other.images else other.name
+        raise UserError(f"{name} has no panoptic quality: evaluate both runs with the same eval.metrics")
+    if not first.images and first.count != other.count:
+        raise UserError(
+            f"{first.name} has {first.count} images and {other.name} {other.count}: evaluate them on the same"
+        )
     ids = [[image.image_id for image in run.images] for run in (first, other)]
     if ids[0] != ids[1]:
         number, name = _first_difference(ids[0], ids[1], (first.name, other.name))
@@ -180,12 +198,24 @@ def _check_comparable(first: EvaluatedRun, other: EvaluatedRun) -> None:
             f"{len(ids[1])}; only {name} has image {number}): evaluate them on the same ones"
         )
     for image, same in zip(first.images, other.images, strict=True):
-        truths = [sorted(one.matches.true_category.tolist()) for one in (image, same)]
+        truths = [
+            sorted(zip(one.matches.true_category.tolist(), one.matches.iscrowd.tolist(), strict=True))
+            for one in (image, same)
+        ]
         if truths[0] != truths[1]:
             raise UserError(
                 f"{first.name} and {other.name} have different annotations of image {image.image_id}: "
                 "evaluate them on the same data"
             )
+
+
+def _check_quality(run: EvaluatedRun, quality: float) -> None:
+    """Finds files of two evaluations, as one leaves that stops before it has written all of them."""
+    stored = _number(run.result, *_NUMBERS["PQ"])
+    if stored is not None and not math.isclose(stored, quality, abs_tol=1e-6):
+        raise UserError(
+            f"{run.name}: results.json and evaluation/images.jsonl are of different evaluations: {AGAIN}"
+        )
 
 
 def _first_difference(ids: list[int], others: list[int], names: tuple[str, str]) -> tuple[int, str]:
@@ -223,11 +253,23 @@ def _resampled(
     return np.concatenate(blocks, 1) if blocks else np.zeros((len(counts), 0, len(METRICS) + len(isthing)))
 
 
+def _support(
+    counts: Float64[np.ndarray, "images categories 4"],
+    others: Float64[np.ndarray, "images categories 4"],
+    isthing: np.ndarray,
+) -> Int64[np.ndarray, " columns"]:
+    """Number of images that a column of `_scores` depends on, in one of two runs."""
+    occurs = counts[:, :, 1:].any(-1) | others[:, :, 1:].any(-1)
+    groups = [occurs[:, group].any(1).sum() for group in (np.ones_like(isthing), isthing, ~isthing)]
+    return np.append(np.repeat(groups, len(METRICS) // len(groups)), occurs.sum(0))
+
+
 def _beside(
     values: Sequence[Float64[np.ndarray, " columns"]],
     sampled: Float64[np.ndarray, "runs samples columns"],
     number: int,
     column: int,
+    support: Sequence[Int64[np.ndarray, " columns"]],
 ) -> Score:
     """Score of a run in a metric, beside the first run."""
     value, first = _known(values[number][column]), _known(values[0][column])
@@ -235,16 +277,18 @@ def _beside(
         return Score(value)
     differences = sampled[number, :, column] - sampled[0, :, column]
     differences = differences[~np.isnan(differences)]
-    if not len(differences):
+    if not len(differences) or support[number][column] < MIN_IMAGES:
         return Score(value, value - first)
     low, high = np.percentile(differences, [2.5, 97.5])
     return Score(value, value - first, (float(low), float(high)))
 
 
-def _precision(run: EvaluatedRun, kind: str) -> float | None:
-    found = run.result.get({"box": "boxes", "mask": "masks"}[kind]) or {}
-    value = found.get("AP")
-    return None if value is None else float(value)
+def _number(result: dict[str, Any], *keys: str) -> float | None:
+    """A number of results.json; None if it is missing."""
+    value: Any = result
+    for key in keys:
+        value = (value or {}).get(key)
+    return None if value is None else _known(float(value))
 
 
 def _minus(value: float | None, other: float | None) -> float | None:

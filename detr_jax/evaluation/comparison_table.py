@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detr_jax.evaluation.compare_runs import Comparison, Score
+from detr_jax.evaluation.compare_runs import MIN_IMAGES, Comparison, Score
 from detr_jax.runtime.files import write_bytes
 
 _MIN_COLUMNS = 100  # width of the table in characters where no terminal limits it
@@ -36,10 +36,17 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
                 table.add_row(metric if number == 0 else "", Text(name), *_cells(score))
             table.add_section()
     console.print(table)
-    console.print(
-        f"Differences to the first run, in points; intervals from {comparison.resamples:,} resamples of the "
-        "images. An interval that excludes 0 is more than the choice of images explains."
-    )
+    if any(score.interval for scores in comparison.scores.values() for score in scores):
+        console.print(
+            f"Differences to the first run, in points; intervals from {comparison.resamples:,} resamples of "
+            f"the images, if {MIN_IMAGES} or more have such segments. An interval that excludes 0 is more "
+            "than the choice of images explains."
+        )
+    else:
+        console.print(
+            "Differences to the first run, in points. There are no intervals, which need panoptic quality on "
+            f"{MIN_IMAGES} images or more."
+        )
     changed = _table("PQ of the classes that changed most", "class")
     for number, name in enumerate(names[1:], 1):
         for class_name, score in _most_changed(comparison, number):

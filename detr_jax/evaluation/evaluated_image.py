@@ -9,8 +9,10 @@ import numpy as np
 
 from detr_jax.data.segment_matches import SegmentMatches
 from detr_jax.errors import UserError
-from detr_jax.runtime.files import write_text
+from detr_jax.runtime.files import write_bytes
 
+# What to do about a file that is missing or damaged.
+AGAIN = "evaluate again, with --mode=eval or `detr-jax evaluate --output=FOLDER`"
 _TYPES: dict[str, type] = {
     "true_category": np.int64,
     "true_area": np.int64,
@@ -46,8 +48,11 @@ def write_images(path: Path, images: Iterable[EvaluatedImage]) -> None:
     Args:
       path: File to write, such as `evaluation/images.jsonl` of a run.
       images: Images to write.
+
+    Raises:
+      UserError: The file cannot be written.
     """
-    write_text(path, "".join(json.dumps(_to_json(image)) + "\n" for image in images))
+    write_bytes(path, "".join(json.dumps(_to_json(image)) + "\n" for image in images).encode())
 
 
 def read_images(path: Path) -> list[EvaluatedImage]:
@@ -62,15 +67,13 @@ def read_images(path: Path) -> list[EvaluatedImage]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; evaluate the run again with --mode=eval") from error
+        raise UserError(f"cannot read {path}: {error}: {AGAIN}") from error
     images = []
     for number, line in enumerate(lines, 1):
         try:
             images.append(_from_json(json.loads(line)))
         except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-            raise UserError(
-                f"{path}: line {number} is damaged; evaluate the run again with --mode=eval"
-            ) from error
+            raise UserError(f"{path}: line {number} is damaged: {AGAIN}") from error
     return images
 
 

@@ -20,7 +20,6 @@ from detr_jax.evaluation.report.page import Picture, images_to_draw, write_repor
 from detr_jax.evaluation.results import Checkpoint, describe_devices, write_results
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.runtime import parallel
-from detr_jax.runtime.files import creating
 from detr_jax.runtime.reporting import log
 from detr_jax.visualize import side_by_side
 
@@ -93,8 +92,7 @@ def write_evaluation(
         devices=describe_devices(),
         categories=source.categories,
     )
-    with creating(workdir / "evaluation"):
-        write_images(workdir / "evaluation" / "images.jsonl", evaluation.images)
+    write_images(workdir / "evaluation" / "images.jsonl", evaluation.images)
     curves = workdir / "curves.png"
     write_report(
         workdir / "report.html",

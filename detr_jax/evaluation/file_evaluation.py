@@ -28,7 +28,6 @@ from detr_jax.evaluation.result_files import (
     read_result_files,
 )
 from detr_jax.evaluation.results import file_sha256, panoptic_result, write_results
-from detr_jax.runtime.files import creating
 from detr_jax.runtime.progress import progress
 from detr_jax.runtime.reporting import log
 from detr_jax.visualize import side_by_side
@@ -215,8 +214,7 @@ def _write(
     seconds: float,
     files: tuple[ResultFiles, ResultFiles],
 ) -> None:
-    with creating(folder / "evaluation"):
-        write_images(folder / "evaluation" / "images.jsonl", evaluated)
+    write_images(folder / "evaluation" / "images.jsonl", evaluated)
     hashes = {
         kind: {"path": str(of_kind.json), "sha256": file_sha256(of_kind.json)}
         for kind, of_kind in zip(("predictions", "ground_truth"), files, strict=True)

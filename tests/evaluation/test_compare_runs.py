@@ -15,6 +15,8 @@ from detr_jax.evaluation.compare_runs import EvaluatedRun, compare_runs, read_ru
 from detr_jax.evaluation.evaluated_image import write_images
 
 IMAGES, RESULT = evaluation(60)
+RARE = CATEGORIES[5]
+COUNTS = {"a": 5000, "b": 5000, "c": 4}
 
 
 def worse(image, every):
@@ -33,10 +35,10 @@ def run(name, images, **result):
     return EvaluatedRun(name, result, CATEGORIES, list(images))
 
 
-def save(folder, images, result, categories=CATEGORIES):
+def save(folder, images, result, categories=CATEGORIES, count=0):
     (folder / "evaluation").mkdir(parents=True)
     write_images(folder / "evaluation" / "images.jsonl", images)
-    content = {"result": result, "categories": to_json(categories)}
+    content = {"result": result, "categories": to_json(categories), "images": count or len(images)}
     (folder / "results.json").write_text(json.dumps(content))
     return str(folder)
 
@@ -121,6 +123,27 @@ def test_runs_on_other_data_are_refused(change, message):
         compare_runs([run("a", IMAGES), run("b", change(IMAGES))])
 
 
+def test_detectors_are_compared_by_box_ap_alone(tmp_path, capsys):
+    folders = [
+        save(tmp_path / name, [], {"boxes": {"AP": 0.4}}, count=count) for name, count in COUNTS.items()
+    ]
+    main(["compare", *folders[:2]])
+    printed = capsys.readouterr().out
+    assert "5,000 images" in printed and "box AP" in printed and "There are no intervals" in printed
+    with pytest.raises(SystemExit, match="a has 5000 images and .*c 4: evaluate"):
+        main(["compare", folders[0], folders[2]])
+    both = save(tmp_path / "both", IMAGES[:4], {"boxes": {"AP": 0.4}})
+    for pair in ([folders[2], both], [both, folders[2]]):
+        with pytest.raises(SystemExit, match="c has no panoptic quality: evaluate"):
+            main(["compare", *pair])
+
+
+def test_seeds_are_not_negative(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "a", "b", "--seed=-1"])
+    assert "'-1' is not an integer of 0 or more" in capsys.readouterr().err
+
+
 def test_runs_of_other_categories_are_refused():
     other = [CATEGORIES[0]._replace(isthing=False), *CATEGORIES[1:]]
     with pytest.raises(UserError, match="a and b differ in category 7"):
@@ -134,7 +157,7 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(SystemExit, match="nothing does not exist"):
         main(["compare", good, str(tmp_path / "nothing")])
     (tmp_path / "new").mkdir()
-    with pytest.raises(SystemExit, match="results.json does not exist: evaluate the run again"):
+    with pytest.raises(SystemExit, match="results.json does not exist: evaluate again, with --mode=eval"):
         main(["compare", good, str(tmp_path / "new")])
     (tmp_path / "good" / "results.json").write_text('{"result": 3}')
     with pytest.raises(SystemExit, match="results.json is damaged or of another version"):
@@ -143,17 +166,63 @@ def test_what_is_missing_or_damaged_is_named(tmp_path):
 
 def test_files_that_do_not_belong_together_are_named(tmp_path):
     folder = save(tmp_path / "a", IMAGES[:2], {}, CATEGORIES[1:])
-    with pytest.raises(UserError, match="image 0 has categories that .*results.json lacks: evaluate the run"):
+    with pytest.raises(UserError, match="image 0 has categories that .*results.json lacks: evaluate again"):
         read_run(folder)
 
 
+@pytest.mark.parametrize("result", [{"boxes": [1]}, {"boxes": {"AP": "high"}}, {"panoptic": {"All": 3}}])
+def test_results_that_are_no_numbers_are_damaged(tmp_path, result):
+    with pytest.raises(UserError, match="results.json is damaged or of another version: evaluate again"):
+        read_run(save(tmp_path / "a", IMAGES[:2], result))
+
+
+def test_files_of_different_evaluations_are_not_mixed(tmp_path):
+    """As they lie in a folder if a second evaluation stops while it writes them."""
+    runs = [
+        read_run(save(tmp_path / name, images, {"panoptic": RESULT}))
+        for name, images in (("a", IMAGES), ("b", [worse(image, 2) for image in IMAGES]))
+    ]
+    compare_runs([runs[0], runs[0]], resamples=1)
+    with pytest.raises(UserError, match="b: results.json and .*images.jsonl are of different evaluations"):
+        compare_runs(runs, resamples=1)
+
+
+def test_classes_of_few_images_have_no_interval():
+    """An interval of one image has no width, so that it would exclude 0 whatever changed."""
+
+    def interval(count):
+        images = [image for image in IMAGES if len(image.matches.match)][:count]
+        found = compare_runs([run("a", images), run("b", [worse(image, 1) for image in images])], 200)
+        assert found.scores["PQ"][1].difference < 0
+        return found.scores["PQ"][1].interval
+
+    assert interval(1) is interval(5) is None
+    assert interval(6)[1] < 0
+
+
+def test_a_class_of_one_image_has_no_interval():
+    position = next(index for index, image in enumerate(IMAGES) if (image.matches.match >= 0).any())
+    matches = IMAGES[position].matches
+    row = np.flatnonzero(matches.match >= 0)[0]
+    true_category, category = matches.true_category.copy(), matches.category.copy()
+    true_category[row] = category[matches.match[row]] = RARE.id
+    images = list(IMAGES)
+    images[position] = images[position]._replace(
+        matches=matches._replace(true_category=true_category, category=category)
+    )
+    found = compare_runs([run("a", images), run("b", [worse(image, 1) for image in images])], resamples=200)
+    (score,) = [one.scores[1] for one in found.classes if one.id == RARE.id]
+    assert score.value == 0 > score.difference and score.interval is None
+    assert all(one.scores[1].interval for one in found.classes if one.id != RARE.id)
+
+
 def test_evaluated_files_can_be_compared(tmp_path, capsys):
-    write_shapes(tmp_path / "pictures", 2, "validation")
+    write_shapes(tmp_path / "pictures", 6, "validation")
     for name in ("a", "b"):
         main(["evaluate", *[str(tmp_path / "pictures")] * 2, f"--output={tmp_path / name}"])
     main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--resamples=20"])
     printed = capsys.readouterr().out
-    assert "2 images" in printed and "100.0" in printed and "+0.0 to +0.0" in printed
+    assert "6 images" in printed and "100.0" in printed and "+0.0 to +0.0" in printed
 
 
 def test_images_without_segments_have_no_score():
