@@ -1,6 +1,7 @@
 """What pictures of a segmentation share: numbered segments with their texts and colours, and the size."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ from detr_jax.visualize.segment_colors import color_segments, touching_pairs
 _SHORTER_SIDE = 512  # pixels that small images are enlarged to
 _LONGER_SIDE = 1536  # pixels that they are not enlarged beyond
 _BLOCK_PIXELS = 1_000_000
+_LONGEST_NAME = 60  # characters; a longer label would widen the picture
+# Control characters, lone surrogates and noncharacters: most have no place in XML.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 class DrawnSegments(NamedTuple):
@@ -159,8 +163,13 @@ def label_text(name: str, score: float | None) -> str:
 
 @functools.cache
 def display_name(name: str) -> str:
-    """A category name without COCO's suffixes: "wall-other-merged" becomes "wall"."""
-    return name.removesuffix("-merged").removesuffix("-other").removesuffix("-stuff").replace("-", " ")
+    """A category name without COCO's suffixes: "wall-other-merged" becomes "wall".
+
+    Characters that cannot be written become U+FFFD, and the end of a long name becomes an ellipsis.
+    """
+    short = name.removesuffix("-merged").removesuffix("-other").removesuffix("-stuff").replace("-", " ")
+    text = _UNPRINTABLE.sub("\ufffd", short)
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}\u2026"
 
 
 def category_of(info: dict[str, Any], categories: Sequence[Category]) -> Category:

@@ -26,6 +26,7 @@ from detr_jax.visualize.mask_outlines import segment_paths
 from detr_jax.visualize.overlays import segment_labels
 
 _LOSSLESS_PIXELS = 256 * 256  # larger images are embedded as JPEG
+_JPEG_SIDE = 65500  # pixels, the longest side of a JPEG
 _QUALITY = 90
 
 
@@ -90,13 +91,14 @@ def _opening(width: int, height: int) -> str:
 def _image(pixels: UInt8[np.ndarray, "height width 3"], scale: int) -> str:
     """The embedded image; of enlarged ones, pixels stay squares."""
     content = io.BytesIO()
-    lossless = pixels.shape[0] * pixels.shape[1] <= _LOSSLESS_PIXELS
+    height, width = pixels.shape[:2]
+    lossless = height * width <= _LOSSLESS_PIXELS or max(height, width) > _JPEG_SIDE
     kind = "png" if lossless else "jpeg"
     Image.fromarray(pixels).save(content, kind, quality=_QUALITY)
     encoded = base64.b64encode(content.getvalue()).decode()
     style = ' style="image-rendering: pixelated"' if scale > 1 else ""
     return (
-        f'<image width="{scale * pixels.shape[1]}" height="{scale * pixels.shape[0]}"{style} '
+        f'<image width="{scale * width}" height="{scale * height}"{style} '
         f'xlink:href="data:image/{kind};base64,{encoded}"/>'
     )
 
@@ -104,7 +106,7 @@ def _image(pixels: UInt8[np.ndarray, "height width 3"], scale: int) -> str:
 def _segments(drawn: DrawnSegments, scale: int, opacity: float) -> str:
     """One group per segment, stuff below things."""
     lines = [f'<g class="segments" transform="scale({scale})" fill-rule="evenodd" stroke-linejoin="round">']
-    paths = segment_paths(drawn.numbers, len(drawn.kinds))
+    paths, texts = segment_paths(drawn.numbers, len(drawn.kinds)), drawn.texts
     order = sorted(range(len(paths)), key=lambda index: drawn.kinds[index].isthing)
     for index in order:
         if not paths[index]:
@@ -114,7 +116,7 @@ def _segments(drawn: DrawnSegments, scale: int, opacity: float) -> str:
         lines.append(
             f'<g class="{"thing" if thing else "stuff"}" data-segment="{index}" '
             f"data-class={quoteattr(drawn.names[index])}>"
-            f"<title>{escape(drawn.texts[index])}</title>"
+            f"<title>{escape(texts[index])}</title>"
             f'<path fill="{hex_color(drawn.colors[index])}" fill-opacity="{opacity:g}"{outline} '
             f'd="{paths[index]}"/></g>'
         )

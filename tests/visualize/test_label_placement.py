@@ -5,7 +5,7 @@ import pytest
 from crowded import CATEGORIES, grid, street
 
 from detr_jax.data.panoptic import PanopticSegmentation
-from detr_jax.visualize.drawn_segments import drawn_segments, picture_scale
+from detr_jax.visualize.drawn_segments import display_name, drawn_segments, picture_scale
 from detr_jax.visualize.label_placement import place_labels
 
 
@@ -84,6 +84,13 @@ def test_a_large_picture_loses_no_thin_segment():
     infos = [{"id": k, "category_id": k, "isthing": True, "area": 1} for k in (1, 2)]
     labels = labelled(PanopticSegmentation(segment_map, infos, CATEGORIES)).labels
     assert {label.text: label.anchor for label in labels}["bicycle"] == (301.5, 701.5)
+
+
+def test_names_are_short_and_can_be_written():
+    assert display_name("wall-other-merged") == "wall"
+    assert display_name("a\nb\x00") == "a\ufffdb\ufffd"
+    assert display_name(100 * "ab") == 29 * "ab" + "a\u2026"
+    assert display_name(60 * "\u6c7d") == 60 * "\u6c7d"
 
 
 def test_small_images_are_enlarged_by_whole_factors():

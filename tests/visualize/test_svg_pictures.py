@@ -64,6 +64,21 @@ def test_there_is_no_script_and_names_are_escaped():
     assert "<script" not in text and not re.search(r'\son\w+="', text)
 
 
+@pytest.mark.parametrize("size", [(1, 70_000), (70_000, 1)])
+def test_images_longer_than_a_jpeg_can_be_are_embedded(size):
+    segmentation = PanopticSegmentation(np.zeros(size, np.int32), [], ())
+    assert "data:image/png;base64," in svg(np.zeros((*size, 3), np.uint8), segmentation)
+
+
+def test_names_with_characters_that_xml_lacks_leave_it_valid():
+    kinds = (Category(1, "cat\uffff", True, (200, 30, 60)),)
+    infos = [{"id": 1, "category_id": 1, "isthing": True, "area": 16}]
+    text = svg(
+        np.zeros((40, 40, 3), np.uint8), PanopticSegmentation(np.ones((40, 40), np.int32), infos, kinds)
+    )
+    assert parts(ElementTree.fromstring(text), "segments")[0].get("data-class") == "cat\ufffd"
+
+
 def test_hundreds_of_segments_have_a_legend():
     root = ElementTree.fromstring(svg(np.zeros((240, 240, 3), np.uint8), grid(20)))
     assert [text.text for text in root.findall(f"{SVG}g[@class='legend']/{SVG}text") if text.text] == [
