@@ -41,6 +41,7 @@ def draw_boxes(
 
     Labels stand at a corner of their box, or else beside it with a line to it; if there is no room, numbers
     and a legend below the picture take their place, as in `overlay`. Boxes that overlap differ in colour.
+    Boxes end at the border of the image; those outside it are not drawn.
 
     Args:
       image: The image, in any form that a `Predictor` takes.
@@ -63,6 +64,8 @@ def draw_boxes(
     pixels = read_input(image, unit_range=unit_range)
     factor = picture_scale(pixels.shape[:2], scale)
     picture = Image.fromarray(enlarge(pixels, factor))
+    inside = _inside(detections, pixels.shape[:2])
+    detections = [detection for detection, drawn in zip(detections, inside, strict=True) if drawn]
     boxes = _corners(detections, pixels.shape[:2]) * factor
     kinds = [category_of(detection, categories) for detection in detections]
     listed = list({category.id: category for category in (*categories, *kinds)}.values())
@@ -77,6 +80,15 @@ def draw_boxes(
     labelling = _place(picture.size, boxes, order, detections, kinds, colors, swatches)
     draw_labels(picture, labelling.labels, colors)
     return add_legend(np.asarray(picture), labelling.legend)
+
+
+def _inside(detections: Sequence[dict[str, Any]], size: tuple[int, ...]) -> list[bool]:
+    """Whether any of each box is in an image of a height and width; a box with a NaN is not."""
+    height, width = size
+    return [
+        (x >= 0 or x + w > 0) and (y >= 0 or y + h > 0) and x < width and y < height and not np.isnan(w + h)
+        for x, y, w, h in (detection["bbox"] for detection in detections)
+    ]
 
 
 def _corners(detections: Sequence[dict[str, Any]], size: tuple[int, ...]) -> Float[np.ndarray, "boxes 4"]:

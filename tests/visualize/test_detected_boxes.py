@@ -37,6 +37,22 @@ def test_small_images_are_enlarged_and_boxes_end_at_the_border():
     assert picture[1, 256].tolist() == picture[510, 256].tolist() == [128, 128, 128]
 
 
+@pytest.mark.parametrize(
+    "box",
+    [(-50.0, 20.0, 30.0, 30.0), (400.0, 20.0, 9.0, 9.0), (9.0, 310.0, 9.0, 9.0), (np.nan, 9.0, 9.0, 9.0)],
+)
+def test_boxes_outside_the_image_are_not_drawn(box):
+    found = [{"category_id": 1, "score": 0.5, "bbox": list(box)}]
+    np.testing.assert_array_equal(draw_boxes(IMAGE, found, CATEGORIES, scale=1), IMAGE)
+    both = draw_boxes(IMAGE, [*found, *FOUND], CATEGORIES, scale=1)
+    np.testing.assert_array_equal(both, draw_boxes(IMAGE, FOUND, CATEGORIES, scale=1))
+
+
+def test_boxes_without_an_area_are_drawn():
+    found = [{"category_id": 1, "score": 0.5, "bbox": [0.0, 40.0, 0.0, 0.0]}]
+    assert (draw_boxes(IMAGE, found, CATEGORIES, labels=False, scale=1) != IMAGE).any()
+
+
 def test_hundreds_of_boxes_have_a_legend():
     found = [
         {"category_id": 1 + k % 2, "score": 0.9, "bbox": [7.0 * (k % 40), 20.0 * (k // 40), 6.0, 15.0]}
