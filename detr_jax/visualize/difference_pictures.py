@@ -146,7 +146,7 @@ def _shown_predictions(
 ) -> list[_Shown]:
     """The predicted segments of the picture, with labels."""
     same = matches.true_category[:, None] == matches.category[None]
-    best = np.where(same, matches.iou, 0).max(0, initial=0)
+    best = np.where(same & ~matches.iscrowd[:, None], matches.iou, 0).max(0, initial=0)
     shown = []
     for index, info in enumerate(prediction.segments_info):
         look = _PREDICTED.get(Outcome(int(outcomes.outcome[index])))

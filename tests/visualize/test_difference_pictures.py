@@ -5,7 +5,7 @@ from crowded import CATEGORIES, grid
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
 from detr_jax.visualize import differences
-from detr_jax.visualize.difference_pictures import _LOOKS
+from detr_jax.visualize.difference_pictures import _LOOKS, _shown_segments
 
 SIZE = (300, 400)
 IMAGE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
@@ -73,6 +73,13 @@ def test_crowds_and_what_they_excuse_are_not_drawn():
     prediction = segmentation((1, (20, 60), (20, 80)))
     picture = differences(IMAGE, truth, prediction, scale=1)
     assert looks_at(picture, 40, 40) is None
+
+
+def test_the_iou_of_a_poor_mask_is_not_that_with_a_crowd():
+    truth = segmentation((1, (0, 100), (0, 49), "crowd"), (1, (0, 100), (49, 79)), (2, (0, 100), (79, 100)))
+    prediction = segmentation((1, (0, 100), (0, 100)))
+    (poor,) = [one for one in _shown_segments(truth, prediction) if not one.truth]
+    assert poor.text == "person, IoU 0.30"
 
 
 def test_images_without_segments_and_with_hundreds():
