@@ -17,6 +17,7 @@ _SATURATION = 0.4
 # Exponent of the weights relative to their maximum: a square root, because most are far below it.
 _EXPONENT = 0.5
 _COLOR_MAP = "inferno"
+_BLOCK_PIXELS = 1_000_000  # larger pictures are blended in blocks of rows, to bound memory
 
 
 def attention_overlay(
@@ -55,8 +56,7 @@ def attention_overlay(
         raise UserError(f"opacity={opacity} must be from 0 to 1")
     image = read_input(image, unit_range=unit_range)
     _check_shapes(image.shape[:2], weights, grid)
-    levels = np.rint(255 * heat_map(weights, grid) ** _EXPONENT).astype(np.uint8)
-    picture = Image.fromarray(_blend(image, levels, opacity))
+    picture = Image.fromarray(_blend(image, heat_map(weights, grid), opacity))
     draw = ImageDraw.Draw(picture)
     width = max(1, round(min(grid.image_size) / 250))
     if box is not None:
@@ -79,7 +79,8 @@ def heat_map(
     of_rows = _spline(height, input_height / grid.stride, grid.rows)
     of_columns = _spline(width, input_width / grid.stride, grid.columns)
     heat = of_rows @ weights.astype(np.float32) @ of_columns.T  # (height, width)
-    return heat / max(float(heat.max()), np.finfo(np.float32).tiny)
+    heat /= max(float(heat.max()), np.finfo(np.float32).tiny)
+    return heat
 
 
 def _spline(pixels: int, extent: float, tokens: int) -> Float32[np.ndarray, "{pixels} {tokens}"]:
@@ -115,18 +116,23 @@ def _check_shapes(image_size: tuple[int, ...], weights: np.ndarray, grid: TokenG
 
 
 def _blend(
-    image: UInt8[np.ndarray, "height width 3"], levels: UInt8[np.ndarray, "height width"], opacity: float
+    image: UInt8[np.ndarray, "height width 3"], heat: Float32[np.ndarray, "height width"], opacity: float
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The darkened image under the colours of the levels, which are the more opaque the higher they are."""
+    """The darkened image under the colours of the heat, which are the more opaque the hotter they are."""
     from matplotlib import colormaps  # takes a quarter of a second to import
 
     level = np.arange(256) / 255
     colors = (255 * colormaps[_COLOR_MAP](level)[:, :3]).astype(np.float32)
     alphas = (opacity * level).astype(np.float32)[:, None]
-    grey = image.mean(-1, dtype=np.float32, keepdims=True)
-    background = _BRIGHTNESS * (grey + _SATURATION * (image - grey))
-    picture = background + alphas[levels] * (colors[levels] - background)
-    return np.rint(picture).astype(np.uint8)
+    picture = np.empty_like(image)
+    step = max(1, _BLOCK_PIXELS // image.shape[1])
+    for start in range(0, len(image), step):  # whole images would take 50 bytes a pixel
+        rows = slice(start, start + step)
+        levels = np.rint(255 * heat[rows] ** _EXPONENT).astype(np.uint8)
+        grey = image[rows].mean(-1, dtype=np.float32, keepdims=True)
+        background = _BRIGHTNESS * (grey + _SATURATION * (image[rows] - grey))
+        picture[rows] = np.rint(background + alphas[levels] * (colors[levels] - background))
+    return picture
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float] | np.ndarray, size: Size, width: int) -> None:

@@ -72,3 +72,10 @@ def test_draws_a_box_and_a_point():
 def test_rejects_what_does_not_fit(image, weights, options, message):
     with pytest.raises(UserError, match=message):
         attention_overlay(image, weights, GRID, **options)
+
+
+def test_large_images_are_drawn_in_blocks_as_small_ones_are(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, IMAGE.shape, np.uint8)
+    whole = attention_overlay(image, one_token(1, 3), GRID)
+    monkeypatch.setattr("detr_jax.visualize.attention._BLOCK_PIXELS", 7 * 65)
+    np.testing.assert_array_equal(attention_overlay(image, one_token(1, 3), GRID), whole)
