@@ -112,11 +112,12 @@ class TileJoiner:
         self._stuff[window.inner_rows, window.inner_columns] = stuff[inside]
         added = _Tile(window, things)
         for other in self._recent:
-            self._join(other, added)
+            if _share_columns(other.window, window):
+                self._join(other, added)
         self._recent.append(added)
 
     def result(self) -> PanopticSegmentation:
-        """The segmentation of the whole image. Segments are numbered from 1: things by score, then stuff."""
+        """The segmentation of the whole image, segments numbered from 1 as placed: things, then stuff."""
         segment_map = np.zeros(self._size, np.int32)
         infos: list[dict[str, Any]] = []
         for thing in sorted(self._groups(), key=lambda one: (not one.is_whole, -one.score)):
@@ -200,6 +201,11 @@ def _represent(group: list[_Thing]) -> _Thing:
         mask[thing.top - top :, thing.left - left :][:rows, :columns] |= thing.mask
     best = max(group, key=lambda thing: thing.score)
     return best._replace(top=top, left=left, mask=mask)
+
+
+def _share_columns(first: TilePlace, second: TilePlace) -> bool:
+    """Whether two tiles overlap if they share rows. Most tiles of a row are far from each other."""
+    return first.left < second.left + second.width and second.left < first.left + first.width
 
 
 def _common_part(tile: _Tile, first: TilePlace, second: TilePlace) -> Int32[np.ndarray, "rows columns"]:

@@ -70,6 +70,7 @@ def segment_tiles(
     threshold: float | None = None,
     batch_size: int = 1,
     rules: ImageRules | None = None,
+    unit_range: bool = False,
 ) -> PanopticSegmentation:
     """The panoptic segmentation of an image, from segmentations of overlapping tiles.
 
@@ -84,13 +85,14 @@ def segment_tiles(
       threshold: Class probability above which a query becomes a segment; by default that of the config.
       batch_size: Maximum number of tiles that run together.
       rules: Orientation of the image and limit of its size; by default upright.
+      unit_range: Whether arrays of floating point are read, whose values lie in [0, 1].
 
     Raises:
       MissingFileError: There is no such file.
       UserError: The image cannot be read, or an argument is out of range.
     """
     tiling = Tiling.checked(size, overlap)
-    pixels = read_input(image, rules or ImageRules())
+    pixels = read_input(image, rules or ImageRules(), unit_range)
     height, width, _ = pixels.shape
     places = list(tile_places((height, width), tiling))
     results = predictor.stream(_cut(pixels, places), batch_size=batch_size, threshold=threshold)

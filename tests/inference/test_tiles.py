@@ -179,6 +179,7 @@ def test_files_are_read_and_mistakes_named(tmp_path):
     image = picture(50, 70, 4)
     Image.fromarray(image).save(tmp_path / "a.png")
     assert same_segments(segment_tiles(ReadsColours(), tmp_path / "a.png", 40), image)
+    assert same_segments(segment_tiles(ReadsColours(), image / 255, 40, unit_range=True), image)
     for size, overlap in ((0, None), (10, 10), (10, -1)):
         with pytest.raises(UserError, match="the size must be at least 1"):
             segment_tiles(ReadsColours(), image, size, overlap)
