@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from converted import examples, same_regions, squares, write_image
 from pycocotools import mask as run_length
 
 from detr_jax.data.convert import ConvertOptions, convert
+from detr_jax.data.convert.polygons import decode_segmentation
 from detr_jax.errors import MissingFileError, UserError
 
 SIZE = (40, 60)
@@ -87,6 +89,34 @@ def test_polygons_are_rasterised_as_by_coco(tmp_path):
     example, _ = examples(tmp_path / "out", "all")["one.png"]
     expected = run_length.decode(run_length.merge(run_length.frPyObjects([star], *SIZE)))
     assert np.array_equal(example.segment_map, expected)
+
+
+def test_masks_are_those_of_coco_at_every_border():
+    """Polygons that leave the image, and run lengths that begin, end or wrap at its borders."""
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        height, width = map(int, rng.integers(1, 30, 2))
+        polygon = rng.uniform(-min(height, width), 1.5 * max(height, width), 8).tolist()
+        rle = run_length.merge(run_length.frPyObjects([polygon], height, width))
+        noise = run_length.encode(np.asfortranarray(rng.random((height, width)) < number / 300, np.uint8))
+        for segmentation, expected in (
+            ([polygon], rle),
+            ({**noise, "counts": noise["counts"].decode()}, noise),
+        ):
+            decoded = np.zeros((height, width), np.uint8)
+            if run_length.area(expected):
+                top, left, pixels, *_ = decode_segmentation(segmentation, (height, width))
+                decoded[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+            assert np.array_equal(decoded, run_length.decode(expected))
+
+
+def test_the_memory_of_an_object_is_that_of_its_columns():
+    tracemalloc.start()
+    mask = decode_segmentation([[100, 100, 130, 100, 130, 140, 100, 140]], (8000, 8000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mask.pixels.shape == (40, 30)
+    assert peak < 4e6
 
 
 def test_crowds_lie_below_and_small_objects_on_top(tmp_path):

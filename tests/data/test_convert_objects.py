@@ -78,3 +78,10 @@ def test_images_must_be_known(tmp_path):
     write_mask(tmp_path / "masks" / "0" / "a.png", squares())
     with pytest.raises(UserError, match=r"the images are not known: name their folder, since .* has none in"):
         convert(tmp_path / "masks", tmp_path / "out", options(tmp_path))
+
+
+def test_the_reason_for_an_image_without_a_usable_mask_is_that_of_the_unusable_one(tmp_path):
+    write_image(tmp_path / "images" / "0.png")
+    write_objects(tmp_path / "masks" / "0", {"a": np.zeros((40, 60)), "b": np.ones((20, 60))})
+    with pytest.raises(UserError, match="mask and image differ in size: the mask is 60 x 20"):
+        convert(tmp_path / "masks", tmp_path / "out", options(tmp_path, images=tmp_path / "images"))

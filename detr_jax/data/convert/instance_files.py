@@ -10,7 +10,7 @@ from detr_jax.data import categories
 from detr_jax.data.annotation_fields import IMAGE, field_problem, file_name_problem, read_json
 from detr_jax.data.categories import is_flag
 from detr_jax.data.convert.conversion_options import ConvertOptions
-from detr_jax.data.convert.overlaps import Mask, boxed, stack
+from detr_jax.data.convert.overlaps import Mask, stack
 from detr_jax.data.convert.polygons import decode_segmentation
 from detr_jax.data.convert.source_images import (
     NO_CATEGORY,
@@ -137,12 +137,11 @@ def _read(
         try:
             if not is_flag(iscrowd):
                 raise ImageDropped(UNREADABLE, "its iscrowd is neither 0 nor 1")
-            mask = boxed(decode_segmentation(entry.get("segmentation"), size), bool(iscrowd), listed is None)
-            assert mask is not None
+            mask = decode_segmentation(entry.get("segmentation"), size)
         except ImageDropped as error:
             dropped.append(Drop(name, item, error.reason, error.detail))
             continue
-        masks.append(mask)
+        masks.append(mask._replace(below=bool(iscrowd), is_void=listed is None))
         if listed is None:
             dropped.append(Drop(name, item, NO_CATEGORY, "its category is not listed"))
             continue

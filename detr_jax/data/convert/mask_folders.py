@@ -193,21 +193,22 @@ def _stacked_objects(
         try:
             ids = read_ids(file, options.rules)
             check_same_size(ids, size)
-            mask = boxed(ids != 0, is_void=label is None)
+            mask = boxed(ids != 0)
         except ImageDropped as error:  # one mask, not the image
             dropped.append(Drop(image, name, error.reason, error.detail))
             continue
         if mask is None:
             dropped.append(Drop(image, name, EMPTY))
             continue
-        masks.append(mask)
+        masks.append(mask._replace(is_void=label is None))
         if label is None:
             dropped.append(Drop(image, name, NO_CATEGORY, "its name is not in the table"))
             continue
         names.append(name)
         labels.append(label)
-    if not masks and any(drop.reason in (UNREADABLE, OTHER_SIZE) for drop in dropped):
-        raise ImageDropped(dropped[0].reason, dropped[0].detail)
+    unusable = [drop for drop in dropped if drop.reason in (UNREADABLE, OTHER_SIZE)]
+    if unusable and not masks:
+        raise ImageDropped(unusable[0].reason, unusable[0].detail)
     return ObjectMap(stack(masks, size, options.overlap), names, labels, [False] * len(names), dropped)
 
 

@@ -28,13 +28,13 @@ class Mask(NamedTuple):
     is_void: bool = False
 
 
-def boxed(mask: Bool[np.ndarray, "height width"], below: bool = False, is_void: bool = False) -> Mask | None:
+def boxed(mask: Bool[np.ndarray, "height width"]) -> Mask | None:
     """A mask within its box; None if it has no pixel."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     if not len(rows):
         return None
     top, left = int(rows[0]), int(columns[0])
-    return Mask(top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1].copy(), below, is_void)
+    return Mask(top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1].copy())
 
 
 def stack(masks: Sequence[Mask], size: Size, rule: str) -> Int32[np.ndarray, "height width"]:

@@ -4,17 +4,20 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 from pycocotools import mask as run_length
 
+from detr_jax.data.convert.overlaps import Mask, boxed
 from detr_jax.data.convert.source_images import EMPTY, OUTSIDE, UNREADABLE, ImageDropped
 from detr_jax.data.example import Size
 
 _MARGIN = 4  # a polygon may leave the image by this many times its longer side
 
 
-def decode_segmentation(segmentation: Any, size: Size) -> Bool[np.ndarray, "height width"]:
+def decode_segmentation(segmentation: Any, size: Size) -> Mask:
     """The mask of an object, rasterised as by COCO's own code.
+
+    Only the columns that the object covers are decoded, so that many objects of a large image take little
+    time.
 
     Args:
       segmentation: List of polygons, each a list x0, y0, x1, y1, ... in pixels; or a run-length encoding,
@@ -36,12 +39,13 @@ def decode_segmentation(segmentation: Any, size: Size) -> Bool[np.ndarray, "heig
         if problem:
             raise ImageDropped(UNREADABLE, problem)
     height, width = size
-    mask = run_length.decode(run_length.merge(run_length.frPyObjects(segmentation, height, width)))
-    if not mask.any():
+    merged = run_length.merge(run_length.frPyObjects(segmentation, height, width))
+    mask = _from_runs(_decompress(merged["counts"].decode()) or [], height)
+    if mask is None:
         points = np.concatenate([np.asarray(polygon, float).reshape(-1, 2) for polygon in segmentation])
         inside = (points.max(0) > 0).all() and (points.min(0) < [width, height]).all()
         raise ImageDropped(EMPTY if inside else OUTSIDE)
-    return mask.astype(bool)
+    return mask
 
 
 def _polygon_problem(polygon: Any, longest: int) -> str | None:
@@ -56,7 +60,7 @@ def _polygon_problem(polygon: Any, longest: int) -> str | None:
     return None
 
 
-def _decode_runs(encoded: dict[str, Any], size: Size) -> Bool[np.ndarray, "height width"]:
+def _decode_runs(encoded: dict[str, Any], size: Size) -> Mask:
     height, width = size
     if encoded.get("size") != [height, width]:
         raise ImageDropped(
@@ -70,11 +74,26 @@ def _decode_runs(encoded: dict[str, Any], size: Size) -> Bool[np.ndarray, "heigh
         or sum(runs) != height * width
     ):
         raise ImageDropped(UNREADABLE, "its run-length encoding does not fill the image")
-    values = np.arange(len(runs)) % 2 == 1
-    mask = np.repeat(values, runs).reshape(width, height).T
-    if not mask.any():
+    mask = _from_runs(runs, height)
+    if mask is None:
         raise ImageDropped(EMPTY)
     return mask
+
+
+def _from_runs(runs: list[int], height: int) -> Mask | None:
+    """The mask of runs of pixels, column by column, which do not and do belong to it in turn."""
+    ends = np.cumsum(runs, dtype=np.int64)
+    filled = np.flatnonzero(runs[1::2]) * 2 + 1
+    if not len(filled):
+        return None
+    first, last = int(ends[filled[0] - 1]), int(ends[filled[-1]])
+    left, right = first // height, (last - 1) // height + 1
+    bounds = np.clip(ends - left * height, 0, (right - left) * height)
+    values = np.arange(len(runs)) % 2 == 1
+    pixels = np.zeros((right - left) * height, bool)
+    pixels[: bounds[-1]] = np.repeat(values, np.diff(bounds, prepend=0))
+    mask = boxed(pixels.reshape(right - left, height).T)
+    return mask and mask._replace(left=mask.left + left)
 
 
 def _decompress(text: str) -> list[int] | None:
