@@ -1,9 +1,13 @@
 """The command that serves a page in the browser."""
 
 import argparse
+import os
+import signal
+import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 from detr_jax.commands.options import Commands, add_categories, add_dilation, positive
 
@@ -37,7 +41,7 @@ def add_demo(commands: Commands) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """Serves a page that segments the images of its visitors. Stops at Ctrl-C."""
+    """Serves a page that segments the images of its visitors, which are deleted when it stops, at Ctrl-C."""
     from detr_jax.demo.example_images import example_images
     from detr_jax.demo.page import build_page, serve
     from detr_jax.inference.predictor import Predictor
@@ -46,10 +50,20 @@ def demo(options: argparse.Namespace) -> None:
         options.weights, dilation=options.dilation, categories=options.categories
     )
     predictor.config.data.max_pixels = options.max_pixels
-    with tempfile.TemporaryDirectory(prefix="detr_jax_examples_") as folder:
-        page = build_page(predictor, options.weights, example_images(predictor, Path(folder)))
+    signal.signal(signal.SIGTERM, _stop)
+    with tempfile.TemporaryDirectory(prefix="detr_jax_demo_", ignore_cleanup_errors=True) as folder:
+        examples, uploads = Path(folder, "examples"), Path(folder, "uploads")
+        examples.mkdir()
+        # Gradio's own folder is shared by all users of the computer, and outlives the server.
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+        page = build_page(predictor, options.weights, example_images(predictor, examples))
         address = serve(page, options.host, options.port, options.max_megabytes)
         print(f"{address} - stop with Ctrl-C", flush=True)
         if options.host not in _LOOPBACK:
             print("everyone who can reach this computer can use the page", flush=True)
         threading.Event().wait()
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    """Ends the program with the status that shells expect, so that its files are removed."""
+    sys.exit(128 + number)
