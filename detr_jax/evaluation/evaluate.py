@@ -1,6 +1,6 @@
 """Evaluates a model on a dataset, batch by batch. Predicted segment maps are not kept in memory."""
 
-import itertools
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,9 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from PIL import Image
 
 from detr_jax.config import validate
 from detr_jax.data.example import Category, Example, Source
-from detr_jax.data.panoptic import from_example
 from detr_jax.data.pipeline import check_eval_data, eval_data, load_source
 from detr_jax.errors import UserError
 from detr_jax.evaluation.evaluation_files import IndexedSource, write_evaluation
@@ -23,7 +21,7 @@ from detr_jax.evaluation.results import Checkpoint, params_sha256
 from detr_jax.evaluation.scores import report_scores
 from detr_jax.evaluation.submission import Submission
 from detr_jax.evaluation.true_objects import TrueObjects, objects_of_file, objects_of_segments
-from detr_jax.evaluation.watching import watch_classes, watch_pictures
+from detr_jax.evaluation.watching import draw_first, watch_classes, watch_pictures
 from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.detr import Detr, Params
@@ -31,10 +29,10 @@ from detr_jax.runtime import parallel
 from detr_jax.runtime.progress import Advance, progress
 from detr_jax.runtime.reporting import Reporter, log
 from detr_jax.runtime.workdir import EVALUATED, claim
-from detr_jax.visualize import side_by_side
+from detr_jax.weights.checksums import saved_steps
 from detr_jax.weights.class_agreement import GivenCategories, check_categories
 from detr_jax.weights.initialize import TrainedModel, trained_model
-from detr_jax.weights.runs import latest_step
+from detr_jax.weights.runs import checkpoint_folder, latest_step, load_params
 
 
 def evaluate(
@@ -108,7 +106,7 @@ def _evaluate_claimed(
 ) -> dict[str, Any]:
     source = IndexedSource(load_source(config.data, "eval"))
     check_evaluation(config, source)
-    (model, params, origin, remark), step = _newest_model(config, workdir)
+    (model, params, origin, remark), step = newest_model(config, workdir)
     if remark:
         log(remark)
     check_categories(origin, model.num_classes, source.categories, categories)
@@ -118,12 +116,12 @@ def _evaluate_claimed(
             "set --config.model.masks=False to compute its box AP"
         )
     reporter = Reporter(workdir)
-    log(f"evaluating {origin}")
+    log(f"evaluating {origin}" if step is None else f"evaluating {origin}, step {step}")
     segmenter = Segmenter.from_config(config, model, parallel.replicate(params), source.categories)
     with Submission(
         workdir / "evaluation", config.data.eval_split, workdir.resolve().name, source.categories
     ) as submission:
-        draw = _draw_first(config.eval.pictures, workdir / "pictures", source.categories, reporter)
+        draw = draw_first(config.eval.pictures, workdir / "pictures", source.categories, reporter)
 
         def on_image(example: Example, prediction: DeviceSegmentation) -> None:
             submission.on_image(example, prediction)
@@ -146,18 +144,39 @@ def _evaluate_claimed(
     return result
 
 
-def _newest_model(config: ConfigDict, workdir: Path) -> tuple[TrainedModel, int | None]:
+def newest_model(config: ConfigDict, workdir: Path) -> tuple[TrainedModel, int | None]:
     """The model to evaluate and its step; None without a checkpoint in the workdir.
 
-    A training may replace the checkpoint while it is read: then the newer one is read.
+    A training may save checkpoints and remove older ones meanwhile: then a newer one is read.
+
+    Args:
+      config: Whole config. Its section `model` follows the checkpoint, in place.
+      workdir: Directory of the run.
+
+    Raises:
+      UserError: The checkpoint cannot be read, or does not fit the config.
     """
     while True:
         step = latest_step(workdir)
         try:
-            return trained_model(config, workdir), step
+            found = trained_model(config, workdir)
         except UserError:
             if latest_step(workdir) == step:
                 raise
+            continue
+        if config.checkpoint.fallback or latest_step(workdir) != step:
+            step = _step_of(found.params, workdir, config.eval.averaged)
+        return found, step
+
+
+def _step_of(params: Params, workdir: Path, averaged: bool) -> int | None:
+    """The newest step whose checkpoint has these parameters; None if it is gone or there never was one."""
+    wanted = params_sha256(params)
+    for step in reversed(saved_steps(checkpoint_folder(workdir))):
+        with contextlib.suppress(UserError):  # a damaged step, or one that is being removed
+            if params_sha256(load_params(workdir, step, averaged=averaged)) == wanted:
+                return step
+    return None
 
 
 def evaluate_model(
@@ -191,7 +210,7 @@ def evaluate_model(
     on_image, categories = None, source.categories
     if _predicts_masks(config) and config.eval.pictures:
         drawn = config.eval.pictures if last else 0
-        draw = _draw_first(drawn, reporter.workdir / "pictures", categories, reporter)
+        draw = draw_first(drawn, reporter.workdir / "pictures", categories, reporter)
         on_image = watch_pictures(reporter, step, categories, draw)
     segmenter = Segmenter.from_config(config, model, params, categories)
     evaluation = _run(segmenter, source, config, training=True, last=last, on_image=on_image)
@@ -266,16 +285,3 @@ def evaluate_detection(segmenter: Segmenter, batches: EvalBatches) -> dict[str, 
     """
     result: dict[str, Any] = evaluate_batches(segmenter, batches, ("boxes",)).result["boxes"]
     return result
-
-
-def _draw_first(count: int, folder: Path, categories: tuple[Category, ...], reporter: Reporter) -> OnImage:
-    """A function of each example and its prediction that draws the first `count` of them, on process 0."""
-    remaining = itertools.count(count if reporter.active else 0, -1)
-
-    def draw(example: Example, prediction: DeviceSegmentation) -> None:
-        if next(remaining) > 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            picture = side_by_side(example.image, from_example(example, categories), prediction.fetch())
-            Image.fromarray(picture).save(folder / f"{Path(example.file_name).stem}.png")
-
-    return draw

@@ -1,5 +1,6 @@
 """What evaluations while training leave for TensorBoard, and that they copy no model."""
 
+import dataclasses
 import io
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from test_tensorboard import read_values
 from detr_jax.data.part import Part
 from detr_jax.data.pipeline import load_source
 from detr_jax.evaluation.evaluate import evaluate_model
+from detr_jax.evaluation.watching import draw_first
+from detr_jax.inference.device_segmentation import DeviceSegmentation
 from detr_jax.models.detr import build_model
 from detr_jax.runtime.reporting import Reporter
 from detr_jax.training.averaging import averaged_params
@@ -48,6 +51,22 @@ class Counter(Reporter):
     def wants_picture(self, step, name):
         self.counts = [*getattr(self, "counts", []), live_bytes()]
         return super().wants_picture(step, name)
+
+
+def test_images_of_one_name_in_two_folders_have_two_pictures(config, tmp_path):
+    example = load_source(config.data, "eval")[0]
+    map_shape = example.segment_map.shape
+    nothing = DeviceSegmentation(np.zeros(map_shape, np.int32), 0, *map(np.arange, map_shape), [], ())
+    categories = load_source(config.data, "eval").categories
+    draw = draw_first(3, tmp_path / "pictures", categories, Reporter(tmp_path))
+    for name in ("a/1.jpg", "b/1.jpg", "/../1.jpg", "c/1.jpg"):
+        draw(dataclasses.replace(example, file_name=name), nothing)
+    pictures = (tmp_path / "pictures").rglob("*.png")
+    assert sorted(str(path.relative_to(tmp_path)) for path in pictures) == [
+        "pictures/1.png",
+        "pictures/a/1.png",
+        "pictures/b/1.png",
+    ]
 
 
 def test_evaluations_show_the_same_images_and_copy_no_model(config, training, tmp_path):
