@@ -7,7 +7,7 @@ from detr_jax.data.example import Category
 from detr_jax.evaluation.average_precision import METRICS
 from detr_jax.evaluation.one_pass import Evaluation
 from detr_jax.evaluation.panoptic_quality import GROUPS, format_table
-from detr_jax.runtime.files import write_text
+from detr_jax.runtime.files import write_bytes
 from detr_jax.runtime.reporting import Reporter, log
 
 
@@ -37,9 +37,9 @@ def report_scores(
         }
         line = "  ".join(f"PQ {group} {_percent(panoptic[group]['pq'])}" for group in GROUPS)
         lines.append(format_table(panoptic, categories) if last else line)
+    alone = set(result) == {"boxes"}
     for kind, name in (("boxes", "box "), ("masks", "mask ")):
         if kind in result:
-            alone = len(result) == 1
             shown = METRICS if alone or last else METRICS[:3]
             prefix = "" if alone else f"{kind}_"
             scores |= {f"{prefix}{metric}": result[kind][metric] for metric in shown}
@@ -49,10 +49,10 @@ def report_scores(
     if step is not None:
         reporter.write(step, {f"val_{name}": value for name, value in scores.items() if value is not None})
         reporter.draw_curves()
-    flat = result["boxes"] if set(result) == {"boxes"} else {**result.get("panoptic", {}), **result}
+    flat = result["boxes"] if alone else {**result.get("panoptic", {}), **result}
     flat.pop("panoptic", None)
     if reporter.active and last:
-        write_text(reporter.workdir / "evaluation.json", json.dumps(flat, indent=2))
+        write_bytes(reporter.workdir / "evaluation.json", json.dumps(flat, indent=2).encode())
     return flat
 
 
