@@ -39,14 +39,14 @@ class EvaluatedRun(NamedTuple):
       result: "panoptic", "boxes" and "masks" of results.json.
       categories: Categories.
       images: Evaluated images, in ascending order of their ids; none without panoptic quality.
-      count: Number of evaluated images.
+      number: Number of evaluated images.
     """
 
     name: str
     result: dict[str, Any]
     categories: tuple[Category, ...]
     images: list[EvaluatedImage]
-    count: int = 0
+    number: int = 0
 
 
 class Score(NamedTuple):
@@ -116,7 +116,7 @@ def read_run(folder: str | Path) -> EvaluatedRun:
     try:
         content = json.loads(files[0].read_bytes())
         result, categories = dict(content["result"]), from_json(content["categories"])
-        count, _ = int(content.get("images", 0)), [_number(result, *keys) for keys in _NUMBERS.values()]
+        number, _ = int(content.get("images", 0)), [_number(result, *keys) for keys in _NUMBERS.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{files[0]} is damaged or of another version: {AGAIN}") from error
     images = sorted(read_images(files[1]), key=lambda image: image.image_id)
@@ -126,7 +126,7 @@ def read_run(folder: str | Path) -> EvaluatedRun:
             raise UserError(
                 f"{files[1]}: image {image.image_id} has categories that {files[0]} lacks: {AGAIN}"
             )
-    return EvaluatedRun(str(folder), result, categories, images, count)
+    return EvaluatedRun(str(folder), result, categories, images, number)
 
 
 def compare_runs(runs: Sequence[EvaluatedRun], resamples: int = 2000, seed: int = 0) -> Comparison:
@@ -171,7 +171,7 @@ def compare_runs(runs: Sequence[EvaluatedRun], resamples: int = 2000, seed: int 
             Score(value, _minus(value, precisions[0]) if number else None)
             for number, value in enumerate(precisions)
         ]
-    images = len(runs[0].images) or runs[0].count
+    images = len(runs[0].images) or runs[0].number
     return Comparison([run.name for run in runs], images, resamples, scores, classes)
 
 
@@ -186,9 +186,9 @@ def _check_comparable(first: EvaluatedRun, other: EvaluatedRun) -> None:
     if bool(first.images) != bool(other.images):
         name = first.name if other.images else other.name
         raise UserError(f"{name} has no panoptic quality: evaluate both runs with the same eval.metrics")
-    if not first.images and first.count != other.count:
+    if not first.images and first.number != other.number:
         raise UserError(
-            f"{first.name} has {first.count} images and {other.name} {other.count}: evaluate them on the same"
+            f"{first.name} has {first.number} images, {other.name} {other.number}: evaluate them on the same"
         )
     ids = [[image.image_id for image in run.images] for run in (first, other)]
     if ids[0] != ids[1]:
@@ -259,7 +259,7 @@ def _support(
     isthing: np.ndarray,
 ) -> Int64[np.ndarray, " columns"]:
     """Number of images that a column of `_scores` depends on, in one of two runs."""
-    occurs = counts[:, :, 1:].any(-1) | others[:, :, 1:].any(-1)
+    occurs = (counts[:, :, 1:] + others[:, :, 1:]).sum(-1) > 0
     groups = [occurs[:, group].any(1).sum() for group in (np.ones_like(isthing), isthing, ~isthing)]
     return np.append(np.repeat(groups, len(METRICS) // len(groups)), occurs.sum(0))
 

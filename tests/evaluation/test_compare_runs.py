@@ -130,7 +130,7 @@ def test_detectors_are_compared_by_box_ap_alone(tmp_path, capsys):
     main(["compare", *folders[:2]])
     printed = capsys.readouterr().out
     assert "5,000 images" in printed and "box AP" in printed and "There are no intervals" in printed
-    with pytest.raises(SystemExit, match="a has 5000 images and .*c 4: evaluate"):
+    with pytest.raises(SystemExit, match="a has 5000 images, .*c 4: evaluate"):
         main(["compare", folders[0], folders[2]])
     both = save(tmp_path / "both", IMAGES[:4], {"boxes": {"AP": 0.4}})
     for pair in ([folders[2], both], [both, folders[2]]):
