@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int32, Integer
 from PIL import ImageFont
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -112,20 +112,53 @@ def nearest_point(box: Box, point: Point) -> Point:
 
 
 def label_font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font of `size` pixels that has the characters of a text.
+    """A font of `size` pixels that has the characters of a text, if one is installed.
 
     Pillow's own has those of English. DejaVu Sans, which comes with Matplotlib, has those of most alphabets.
+    Others, such as Chinese, need a font of the system; without one, they are drawn as boxes.
     """
-    return _font(size, text.isascii())
+    return _font(size, None if text.isascii() else _font_file("".join(sorted(set(text)))))
 
 
 @functools.cache
-def _font(size: int, english: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    matplotlib = None if english else importlib.util.find_spec("matplotlib")
+def _font(size: int, path: str | None) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
+
+
+@functools.lru_cache(4096)
+def _font_file(characters: str) -> str | None:
+    """DejaVu Sans, or else a font that has what it lacks, if one is installed; None without Matplotlib."""
+    matplotlib = importlib.util.find_spec("matplotlib")
     if matplotlib is None or matplotlib.origin is None:
-        return ImageFont.load_default(size)
-    folder = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return ImageFont.truetype(str(folder / "DejaVuSans.ttf"), size)
+        return None
+    usual = str(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf")
+    codes = np.array([ord(character) for character in characters], np.int32)
+    if np.isin(codes, _codes(usual)).all():
+        return usual
+    return next((path for path in _system_fonts() if np.isin(codes, _codes(path)).all()), usual)
+
+
+@functools.cache
+def _system_fonts() -> tuple[str, ...]:
+    """Files of the fonts of the system, regular ones first. Matplotlib keeps a list of them."""
+    from matplotlib import font_manager
+
+    # The last resort has all characters, each as a box.
+    fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith("Last Resort")]
+    fonts.sort(key=lambda font: (font.style != "normal", font.weight not in (400, "normal"), font.fname))
+    return tuple(dict.fromkeys(font.fname for font in fonts))
+
+
+@functools.cache
+def _codes(path: str) -> Int32[np.ndarray, " characters"]:
+    """The characters of a font; none if it cannot be read or, like some of emoji, not be scaled."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        ImageFont.truetype(path, 12)
+        return np.array(list(FT2Font(path).get_charmap()), np.int32)
+    except (OSError, RuntimeError, ValueError):
+        return np.zeros(0, np.int32)
 
 
 @functools.lru_cache(4096)
