@@ -113,10 +113,10 @@ async def two_visitors(port, address, files):
 
 async def refusals(port, address, files):
     tab = await visit(port, address)
-    sentences = {"text.png": "text.png", "large.png": "limit of 40000 pixels"}
+    sentences = {"text.png": "text.png cannot be read", "large.png": "limit of 40000 pixels"}
     for name, words in sentences.items():
         await upload(tab, files / name)
-        await wait_for(tab, f"document.body.innerText.includes({words!r})", 30)
+        await wait_for(tab, f"document.body.innerText.includes({words!r})")
         await tab.show(address, 1200, dark=False)
         await wait_for(tab, "!!document.querySelector('#upload input[type=file]')")
     return (tab,)
