@@ -185,6 +185,17 @@ def test_predict_rejects_a_threshold_out_of_range(pictures, tmp_path, capsys):
     assert code == "error: eval.threshold is 2.0: must be a number from 0 to 1"
 
 
+def test_predict_refuses_images_above_its_limit(pictures, tmp_path, capsys):
+    options = [
+        "--weights=shapes-panoptic",
+        f"--output={tmp_path / 'out'}",
+        "--max_pixels=100",
+        "--no-overlays",
+    ]
+    _, written = fails_with(capsys, "predict", pictures / "validation", *options)
+    assert "more than the limit of 100 pixels" in written.out and "--max_pixels" in written.out
+
+
 def test_the_module_is_the_command():
     done = run("-m", "detr_jax", "--version")
     assert (done.returncode, done.stdout) == (0, f"detr-jax {detr_jax.__version__}\n")

@@ -47,6 +47,12 @@ def add_predict(commands: Commands) -> None:
         metavar="PIXELS",
         help="what neighbouring tiles share; default: half of --tile",
     )
+    parser.add_argument(
+        "--max_pixels",
+        type=positive,
+        help="width times height above which an image is refused; default: data.max_pixels of the training, "
+        "or 64000000",
+    )
     parser.add_argument("--threshold", type=float, help="class probability above which a query is a segment")
     parser.add_argument(
         "--merge_stuff", choices=["first", "always"], help="rounds of fusion that merge stuff segments"
@@ -81,6 +87,8 @@ def predict(options: argparse.Namespace) -> None:
         duplicate_iou=options.duplicate_iou,
         dtype=options.dtype,
     )
+    if options.max_pixels:
+        predictor.config.data.max_pixels = options.max_pixels
     predict_files(
         predictor,
         images,

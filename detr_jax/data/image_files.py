@@ -179,15 +179,15 @@ def check_size(width: int, height: int, name: str | Path, rules: ImageRules) -> 
 
 def _too_large(problem: str, rules: ImageRules) -> str:
     return (
-        f"{problem}, more than the limit of {rules.max_pixels} pixels. Shrink it, or raise "
-        "--config.data.max_pixels (in Python: ImageRules(max_pixels=...))."
+        f"{problem}, more than the limit of {rules.max_pixels} pixels. Shrink it, or raise the limit: "
+        "--config.data.max_pixels, --max_pixels of detr-jax, or in Python ImageRules(max_pixels=...)."
     )
 
 
 def _too_large_for_pillow(name: str | Path) -> str:
     # A WebP or TIFF of more than 179 million pixels.
     return (
-        f"{name} has more pixels than Pillow decodes in its format, whatever --config.data.max_pixels is. "
+        f"{name} has more pixels than Pillow decodes in its format, whatever data.max_pixels is. "
         "Shrink it, or save it as PNG or JPEG."
     )
 

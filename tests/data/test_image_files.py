@@ -61,7 +61,8 @@ def test_the_size_is_checked_before_decoding_and_without_pillows_own_limit(tmp_p
     path.write_bytes(_png(20000, 10000)[:400])  # nothing to decode: only the header can be read
     expected = (
         r"bomb\.png is 20000 x 10000 \(width x height\), more than the limit of 64000000 pixels\. "
-        r"Shrink it, or raise --config\.data\.max_pixels \(in Python: ImageRules\(max_pixels=\.\.\.\)\)\.$"
+        r"Shrink it, or raise the limit: --config\.data\.max_pixels, --max_pixels of detr-jax, or in Python "
+        r"ImageRules\(max_pixels=\.\.\.\)\.$"
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
