@@ -19,6 +19,7 @@ def side_by_side(
     image: AnyImage,
     ground_truth: PanopticSegmentation,
     prediction: PanopticSegmentation,
+    labels: bool = True,
     *,
     unit_range: bool = False,
     palette: str = "category",
@@ -32,6 +33,7 @@ def side_by_side(
       image: The image, in any form that a `Predictor` takes.
       ground_truth: Annotated segmentation of the image.
       prediction: Predicted segmentation of the image.
+      labels: Whether segments have labels.
       unit_range: Whether arrays of floating point are read, whose values lie in [0, 1].
       palette: See `overlay`.
       scale: Factor that the image is enlarged by, an integer; by default, small images are enlarged.
@@ -55,8 +57,10 @@ def side_by_side(
         ("Ground truth", true, ground_truth),
         ("Prediction", predicted, prediction),
     ):
-        labels = segment_labels(drawn, segmentation, factor, palette)
-        panels[name] = add_labels(tint_segments(pixels, drawn, factor), labels, drawn.colors)
+        panel = tint_segments(pixels, drawn, factor)
+        if labels:
+            panel = add_labels(panel, segment_labels(drawn, segmentation, factor, palette), drawn.colors)
+        panels[name] = panel
     return captioned(panels)
 
 

@@ -47,3 +47,12 @@ def test_matched_segments_have_the_same_colour():
     colors = [tuple(true_panel[190, 4 * left + 10]) for left in (10, 35, 60)]
     assert colors == [tuple(predicted_panel[190, 4 * left + 10]) for left in (10, 35, 60)]
     assert len(set(colors)) == 3
+
+
+def test_labels_can_be_left_out():
+    segmentation = grid(20)
+    image = np.zeros((240, 240, 3), np.uint8)
+    with_labels, without = (
+        side_by_side(image, segmentation, segmentation, labels, scale=1) for labels in (True, False)
+    )
+    assert without.shape[0] < with_labels.shape[0]  # no legend
