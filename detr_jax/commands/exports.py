@@ -43,6 +43,12 @@ def add_export(commands: Commands) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether a run with optim.ema gives its averaged parameters; default: as its config says, yes",
     )
+    parser.add_argument(
+        "--masks",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether a panoptic model keeps its mask head; --no-masks leaves a detector",
+    )
     add_dilation(parser)
 
 
@@ -59,5 +65,6 @@ def export(options: argparse.Namespace) -> None:
         dilation=options.dilation,
         categories=options.categories,
         averaged=options.averaged,
+        masks=options.masks,
     )
     print(f"wrote {options.file}")

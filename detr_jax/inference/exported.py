@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from detr_jax.errors import UserError
 from detr_jax.inference.exported_program import stablehlo_file
 from detr_jax.inference.onnx_program import onnx_file
-from detr_jax.inference.pretrained import load_pretrained
+from detr_jax.inference.pretrained import Pretrained, load_pretrained
 from detr_jax.runtime.files import write_bytes
 from detr_jax.weights.class_agreement import GivenCategories
 from detr_jax.weights.export import safetensors_file, torch_file
@@ -26,6 +28,7 @@ def export(
     dilation: bool | None = None,
     categories: GivenCategories | None = None,
     averaged: bool | None = None,
+    masks: bool = True,
 ) -> None:
     """Writes a model as one file. The file is replaced only when the new content is complete.
 
@@ -44,6 +47,8 @@ def export(
       categories: Categories of the model's classes, see `Predictor.from_pretrained`.
       averaged: Whether a run with `optim.ema` gives the moving average of its parameters; by default as its
         config says.
+      masks: Whether a panoptic model keeps its mask head. Without one, it is a detector, which another mask
+        head can be trained on.
 
     Raises:
       MissingFileError: There is no such model.
@@ -59,6 +64,8 @@ def export(
     if suffix in _WEIGHTS and shape is not None:
         raise UserError(f"{suffix} files hold weights: shape applies to {' and '.join(_PROGRAMS)}")
     loaded = load_pretrained(source, dilation, categories, {"averaged": averaged}, None)
+    if not masks:
+        loaded = _detector(loaded)
     if suffix == ".safetensors":
         content = safetensors_file(loaded.params, loaded.config, loaded.categories, dtype, layout)
     elif suffix == ".pth":
@@ -68,3 +75,11 @@ def export(
         write_program = stablehlo_file if suffix == ".stablehlo" else onnx_file
         content = write_program(loaded, (height, width))
     write_bytes(file, content)
+
+
+def _detector(panoptic: Pretrained) -> Pretrained:
+    """A model without its mask head."""
+    config = ConfigDict(panoptic.config.to_dict())
+    config.stage, config.model.masks = "boxes", False
+    params = {name: part for name, part in panoptic.params.items() if name != "mask_head"}
+    return panoptic._replace(params=params, config=config)

@@ -9,7 +9,7 @@ import tiny
 from tiny import TINY
 
 from detr_jax import Predictor
-from detr_jax.config import default_config
+from detr_jax.config import default_config, parse_config
 from detr_jax.data.categories import to_json
 from detr_jax.data.pipeline import train_data
 from detr_jax.data.shapes import Shapes, shapes_categories
@@ -20,6 +20,7 @@ from detr_jax.training.checkpoints import Checkpoints
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
 from detr_jax.weights import layouts, tensor_files
+from detr_jax.weights.initialize import starting_model
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,21 @@ def test_an_exported_file_can_be_exported(run, tmp_path):
     assert tensor_files.read_metadata(first) == tensor_files.read_metadata(second)
     states = tensor_files.read_state_dict(first), tensor_files.read_state_dict(second)
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_panoptic_model_becomes_a_detector_that_is_frozen_for_a_new_mask_head(run, pictures, tmp_path):
+    file = tmp_path / "detector.safetensors"
+    export(run, file, masks=False)
+    whole, detector = Predictor.from_pretrained(run), Predictor.from_pretrained(file)
+    assert not any(
+        name.startswith(("mask_head", "bbox_attention")) for name in tensor_files.read_state_dict(file)
+    )
+    for a, b in zip(whole.detect(pictures[0]), detector.detect(pictures[0]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    config = parse_config(tensor_files.read_metadata(file)["config"])
+    config.stage, config.model.masks, config.init_from = "masks", True, str(file)
+    _, params, remark = starting_model(config, shapes_categories())
+    assert "mask_head" in params and "re-initialised" not in remark
 
 
 def test_a_published_model_becomes_a_file_with_its_settings(tmp_path):
