@@ -53,6 +53,6 @@ def test_labels_can_be_left_out():
     segmentation = grid(20)
     image = np.zeros((240, 240, 3), np.uint8)
     with_labels, without = (
-        side_by_side(image, segmentation, segmentation, labels, scale=1) for labels in (True, False)
+        side_by_side(image, segmentation, segmentation, labels=labels, scale=1) for labels in (True, False)
     )
     assert without.shape[0] < with_labels.shape[0]  # no legend
