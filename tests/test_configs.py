@@ -17,7 +17,7 @@ COCO_VARIANTS = ["", "resnet101", "dc5", "tfds", "resnet101,dc5,tfds"]
 EXPERIMENTS = {
     "boxes": COCO_VARIANTS,
     "joint": COCO_VARIANTS,
-    "own_data": ["", "masks"],
+    "own_data": ["", "masks", "finish"],
     "panoptic": COCO_VARIANTS,
     "shapes": ["", "boxes", "joint"],
 }
