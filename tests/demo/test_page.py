@@ -124,9 +124,13 @@ def test_is_served_to_this_computer_whatever_the_proxy(host, predictor, monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_uploads_are_deleted_when_the_command_stops(number, tmp_path):
+    def receive() -> None:  # a shell starts commands in the background with SIGINT ignored
+        signal.signal(number, signal.SIG_DFL)
+
     command = [sys.executable, "-m", "detr_jax", "demo"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, text=True, env=environment, preexec_fn=receive) as server:
         timer = threading.Timer(240, server.kill)
         timer.start()
         address = server.stdout.readline().split()[0]
