@@ -8,7 +8,7 @@ without a download, and reaches PQ 77 on 500 held-out pictures (things 69.5, stu
 Variants:
 
     configs/shapes.py:boxes   trains a DETR from scratch: 78 minutes on two cores, box AP 57.8
-    configs/shapes.py:joint   trains everything from the packaged DETR, or with --config.init_from= from scratch
+    configs/shapes.py:joint   trains everything from the packaged DETR; with --config.init_from= from scratch
 
 docs/results.md has the measurements behind the comments below.
 """
