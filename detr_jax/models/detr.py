@@ -278,7 +278,7 @@ def init_params(model: Detr, key: Array, masks: bool = True) -> Params:
 
 def param_shapes(model: Detr, masks: bool = True) -> dict[str, Any]:
     """Returns the shapes and dtypes of the result of `init_params` without computing it."""
-    return jax.eval_shape(functools.partial(_init, model, masks), jax.random.key(0))
+    return jax.eval_shape(lambda: _init(model, masks, jax.random.key(0)))
 
 
 @functools.cache
