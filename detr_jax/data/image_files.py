@@ -149,6 +149,16 @@ def load_stored(image: Image.Image, name: str | Path) -> Image.Image:
     return stored
 
 
+def page_count(image: Image.Image) -> int:
+    """Number of pages or frames of an opened image; 1 if those after the first are damaged."""
+    try:
+        count: int = getattr(image, "n_frames", 1)
+        image.seek(0)
+    except _DECODING_ERRORS:
+        return 1
+    return count
+
+
 def has_16_bit_colours(image: Image.Image) -> bool:
     """Whether a PNG has 16 bits per channel, of which Pillow drops the lower 8 when it decodes colours."""
     tiles = image.tile if isinstance(image, PngImagePlugin.PngImageFile) else ()

@@ -68,6 +68,18 @@ def test_palettes_and_8_bits_are_ids_too(source):
         assert same_regions(found[name][0].segment_map, ids, void=(0,))
 
 
+def test_masks_of_several_pages_are_dropped_and_named(source):
+    (source / "masks" / "0.png").unlink()
+    pages = [Image.fromarray(squares(dtype=np.uint8)), Image.fromarray(squares(dtype=np.uint8).T)]
+    pages[0].save(source / "masks" / "0.tif", save_all=True, append_images=pages[1:])
+    write_mask(source / "masks" / "1.tif", squares())  # one page
+    (source / "masks" / "1.png").unlink()
+    report = convert(source / "masks", source / "out", options(source, split="all"))
+    assert [(drop.image, drop.reason) for drop in report.dropped] == [("0.png", "unreadable")]
+    assert "0.tif has 2 pages: save each as its own file" in report.dropped[0].detail
+    assert report.images == {"all": 4}
+
+
 def test_converting_again_gives_the_same_files_and_removes_what_is_gone(source):
     convert(source / "masks", source / "out", options(source))
     first = files_of(source / "out")

@@ -10,7 +10,7 @@ from jaxtyping import Int32
 
 from detr_jax.data.convert.conversion_options import ConvertOptions
 from detr_jax.data.example import Category, Size
-from detr_jax.data.image_files import ImageRules
+from detr_jax.data.image_files import ImageRules, load_stored, opened_image, page_count
 from detr_jax.data.images import ListedImage, decode_image, to_rgb
 from detr_jax.errors import UserError
 
@@ -128,7 +128,10 @@ def read_ids(file: ListedImage, rules: ImageRules) -> Int32[np.ndarray, "height 
     from detr_jax.data.segment_maps import ids_from_png
 
     try:
-        mask = decode_image(file.path, file.path, rules)
+        with opened_image(file.path, file.path, rules) as opened:
+            if (pages := page_count(opened)) > 1:
+                raise ImageDropped(UNREADABLE, f"{file.path} has {pages} pages: save each as its own file")
+            mask = load_stored(opened, file.path)
         if mask.format == "JPEG":
             raise ImageDropped(UNREADABLE, f"{file.path} is a JPEG, whose compression changes ids")
         if mask.mode in ("1", "L", "P") or mask.mode.startswith("I"):
