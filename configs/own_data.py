@@ -4,7 +4,7 @@ r"""A small panoptic model for own data with many small objects: boxes, classes 
     python main.py --config=configs/own_data.py --workdir=runs/own_data --config.data.root=pieces
     detr-jax predict IMAGES --weights=runs/own_data --output=predictions --tile=64 --tile_overlap=32
 
-The model is that of configs/shapes.py and starts from its packaged weights. It sees 160 x 160 pixels at a
+The model is that of configs/shapes.py and starts from its packaged weights. It sees 128 x 128 pixels at a
 time: random parts of the pieces, enlarged, so that small objects cover several cells of its mask head. See
 docs/own_data.md.
 
@@ -21,7 +21,7 @@ from detr_jax.config import apply_variants
 
 
 def get_config(variants: str = "") -> ConfigDict:
-    config = shapes.get_config("joint")
+    config = shapes.get_config("joint,original_size")
     config.init_from = "shapes-panoptic"
     config.steps = 20_000
     config.batch_size = 8  # more steps of fewer pictures learn faster
