@@ -209,8 +209,8 @@ def check_panoptic_inference(notebook, folder):
 
 def check_attention(notebook, folder):
     printed = "".join(outputs(notebook, "stdout"))
-    assert "8 x 8 tokens of 16 x 16 pixels" in printed
-    assert "mask_head (20, 8, 8, 8)" in printed
+    assert "10 x 10 tokens of 16 x 16 pixels" in printed
+    assert "mask_head (20, 8, 10, 10)" in printed
     stored = nbformat.read(ROOT / "colab" / "attention.ipynb", as_version=4)
     assert len(outputs(notebook, "image/jpeg")) == len(outputs(stored, "image/jpeg")) == 5
 
