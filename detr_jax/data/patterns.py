@@ -17,6 +17,11 @@ def _period(rng: np.random.Generator, low: float, high: float) -> np.float32:
     return np.float32(rng.uniform(low, high))
 
 
+def _fraction(x: Plane) -> Plane:
+    """Remainders modulo 1, as of `np.mod` but faster."""
+    return x - np.floor(x)
+
+
 def _plain(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
     return np.full_like(u, rng.uniform(0.2, 1))
 
@@ -26,7 +31,7 @@ def _gradient(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
 
 
 def _stripes(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
-    return (np.mod((u + v) / _period(rng, 6.0, 12.0), 1) < 0.5).astype(np.float32)
+    return (_fraction((u + v) / _period(rng, 6.0, 12.0)) < 0.5).astype(np.float32)
 
 
 def _dots(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
@@ -73,8 +78,8 @@ def _brick(u: Plane, v: Plane, rng: np.random.Generator) -> Plane:
     height = _period(rng, 6.0, 10.0)
     course = np.floor(v / height)
     along = u / (2.2 * height) + 0.5 * np.mod(course, 2)
-    mortar = (np.mod(v, height) < 1.2) | (np.mod(along, 1) * 2.2 * height < 1.2)
-    shade = 0.25 + 0.3 * np.mod(np.abs(np.sin(course * 12.9 + np.floor(along) * 78.2)) * 97, 1)
+    mortar = (np.mod(v, height) < 1.2) | (_fraction(along) * 2.2 * height < 1.2)
+    shade = 0.25 + 0.3 * _fraction(np.abs(np.sin(course * 12.9 + np.floor(along) * 78.2)) * 97)
     return np.where(mortar, np.float32(0.95), shade.astype(np.float32))
 
 

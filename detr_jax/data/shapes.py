@@ -9,7 +9,7 @@ pattern, including those of the stuff classes.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from PIL import Image
 
 from detr_jax.data.categories import to_json
 from detr_jax.data.example import Category, Example
+from detr_jax.data.outlines import OUTLINES
 from detr_jax.data.panoptic import from_example
-from detr_jax.data.patterns import PATTERNS, Plane
+from detr_jax.data.patterns import PATTERNS
 from detr_jax.data.segment_maps import find_boxes
 from detr_jax.errors import UserError
 
@@ -34,47 +35,9 @@ _RADIUS = (0.08, 0.48)  # range of radii of things, relative to the image size
 _TURN = 0.2  # standard deviation of the rotation of things in radians; most stand roughly upright
 _THING_CONTRAST = 0.35  # contrast of patterns inside things, low so that the outline stands out
 
-_Outline = Callable[[Plane, Plane], Plane]
 _Window = tuple[slice, slice]  # rows and columns of the image
 
 
-def _bar(u: Plane, v: Plane, half_width: float, half_height: float) -> Plane:
-    return np.minimum(half_width - np.abs(u), half_height - np.abs(v))
-
-
-def _triangle(u: Plane, v: Plane) -> Plane:
-    slanted = np.float32(np.sqrt(0.75)) * np.abs(u) + 0.5 * v
-    return 0.5 - np.maximum(slanted, -v)
-
-
-def _star(u: Plane, v: Plane) -> Plane:
-    """Five points at radius 1 and five notches at radius 0.42: one edge, mirrored into ten."""
-    tenth = np.float32(np.pi / 5)
-    radius, angle = np.hypot(u, v), np.arctan2(v, u)
-    angle = np.abs(np.mod(angle + tenth, 2 * tenth) - tenth)
-    notch_x, notch_y = 0.42 * np.cos(tenth), 0.42 * np.sin(tenth)
-    edge = np.hypot(1 - notch_x, notch_y)
-    across = (1 - radius * np.cos(angle)) * notch_y - radius * np.sin(angle) * (1 - notch_x)
-    return across / edge
-
-
-def _heart(u: Plane, v: Plane) -> Plane:
-    """A square with a disc on each of two adjacent sides."""
-    u, v = u + 0.2, v + 0.2
-    return np.maximum.reduce([_bar(u, v, 0.5, 0.5), 0.5 - np.hypot(u - 0.5, v), 0.5 - np.hypot(u, v - 0.5)])
-
-
-# By name of the thing: depth of a point of the unit disc inside the outline, negative outside.
-_THINGS: dict[str, _Outline] = {
-    "disc": lambda u, v: 0.9 - np.hypot(u, v),
-    "ring": lambda u, v: 0.23 - np.abs(np.hypot(u, v) - 0.75),
-    "crescent": lambda u, v: np.minimum(0.95 - np.hypot(u, v), np.hypot(u - 0.5, v) - 0.72),
-    "square": lambda u, v: _bar(u, v, 0.75, 0.75),
-    "triangle": _triangle,
-    "star": _star,
-    "cross": lambda u, v: np.maximum(_bar(u, v, 0.95, 0.3), _bar(u, v, 0.3, 0.95)),
-    "heart": _heart,
-}
 _STUFF = ("sky", "grass", "water", "sand", "brick")  # names of classes and of their patterns
 _DISPLAY_COLORS = (
     (230, 57, 70), (244, 140, 6), (255, 214, 10), (155, 93, 229), (241, 91, 181), (114, 9, 183), (0, 95, 115),
@@ -99,7 +62,7 @@ class _Thing:
     """A shape to be painted into the image.
 
     Attributes:
-      kind: Index in `_THINGS`.
+      kind: Index in `OUTLINES`.
       depth: Depth of each pixel of the window inside the outline, in pixels; negative outside.
       window: Part of the image that contains the shape.
     """
@@ -111,8 +74,8 @@ class _Thing:
 
 def shapes_categories() -> tuple[Category, ...]:
     """The 13 categories, with ids from 1: eight outlines as things, then five patterns as stuff."""
-    names = [*_THINGS, *_STUFF]
-    return tuple(Category(k + 1, name, k < len(_THINGS), _DISPLAY_COLORS[k]) for k, name in enumerate(names))
+    names = [*OUTLINES, *_STUFF]
+    return tuple(Category(k + 1, name, k < len(OUTLINES), _DISPLAY_COLORS[k]) for k, name in enumerate(names))
 
 
 class Shapes:
@@ -193,7 +156,7 @@ def draw(
     owners = _arrange(things, _split_ground(size, len(grounds), rng))
 
     palettes = rng.permutation(_PALETTES)
-    image = np.zeros((size, size, 3), np.float32)
+    image = np.zeros((3, size, size), np.float32)
     for k, (ground, palette) in enumerate(zip(grounds, palettes, strict=False)):
         everywhere = (slice(0, size), slice(0, size))
         _paint(image, everywhere, owners == len(things) + k, _STUFF[ground], palette, rng)
@@ -203,21 +166,23 @@ def draw(
         visible = owners[thing.window] == k
         _paint(image, thing.window, visible, pattern, palette, rng, _THING_CONTRAST)
         # A dark rim, so that a thing stands out from others of the same palette.
-        image[thing.window][visible & (thing.depth < size / 50)] *= 0.3
+        shown, rim = image[:, *thing.window], visible & (thing.depth < size / 50)
+        np.multiply(shown, np.float32(0.3), out=shown, where=rim)
     image *= rng.uniform(0.85, 1.1)
-    image += rng.standard_normal((size, size, 1), np.float32) * 4
+    image += rng.standard_normal((size, size), np.float32) * 4
 
     present = np.bincount(owners.ravel(), minlength=len(things) + len(grounds)) > 0
     numbers = np.cumsum(present).astype(np.uint8)
     kinds = np.array(
-        [thing.kind for thing in things] + [len(_THINGS) + ground for ground in grounds], np.int32
+        [thing.kind for thing in things] + [len(OUTLINES) + ground for ground in grounds], np.int32
     )
-    return np.clip(image, 0, 255).astype(np.uint8), numbers[owners], kinds[present] + 1
+    channels = np.clip(image, 0, 255).astype(np.uint8)
+    return np.stack(list(channels), axis=-1), numbers[owners], kinds[present] + 1
 
 
 def _draw_thing(size: int, rng: np.random.Generator, inside: bool) -> _Thing:
     """Draws a shape of random kind, position, size and rotation; all of it lies in the image if `inside`."""
-    kind = int(rng.integers(len(_THINGS)))
+    kind = int(rng.integers(len(OUTLINES)))
     radius = size * rng.uniform(*_RADIUS)
     margin = radius + 1 if inside else 0.08 * size
     center = rng.uniform(margin, size - margin, 2)
@@ -225,7 +190,7 @@ def _draw_thing(size: int, rng: np.random.Generator, inside: bool) -> _Thing:
     high = np.minimum(size, np.ceil(center + radius).astype(int) + 1)
     window = (slice(low[0], high[0]), slice(low[1], high[1]))
     u, v = _rotated_coordinates(window, center, rng.normal(0, _TURN))
-    outline = list(_THINGS.values())[kind]
+    outline = list(OUTLINES.values())[kind]
     scale = np.float32(radius)
     return _Thing(kind, outline(u / scale, v / scale) * scale, window)
 
@@ -289,7 +254,7 @@ def _arrange(things: Sequence[_Thing], regions: Int[np.ndarray, "size size"]) ->
 
 
 def _paint(
-    image: Float32[np.ndarray, "size size 3"],
+    image: Float32[np.ndarray, "3 size size"],
     window: _Window,
     visible: Bool[np.ndarray, "rows columns"],
     pattern: str,
@@ -301,13 +266,13 @@ def _paint(
 
     A `contrast` below 1 reduces the range of lightness, about a random level.
     """
-    size = len(image)
-    u, v = _rotated_coordinates(window, rng.uniform(0, size, 2), rng.normal(0, 0.25))
-    lightness = PATTERNS[pattern](u, v, rng)[visible][:, None]
+    u, v = _rotated_coordinates(window, rng.uniform(0, image.shape[1], 2), rng.normal(0, 0.25))
+    lightness = PATTERNS[pattern](u, v, rng)
     if contrast < 1:
         lightness = contrast * lightness + (1 - contrast) * rng.uniform()
     dark, light = np.clip(palette + rng.normal(0, 10, (2, 3)), 0, 255).astype(np.float32)
-    image[window][visible] = dark + (light - dark) * lightness
+    for channel, low, high in zip(image, dark, light, strict=True):
+        np.copyto(channel[window], low + (high - low) * lightness, where=visible)
 
 
 def export(
