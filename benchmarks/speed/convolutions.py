@@ -124,10 +124,10 @@ def stem(name: str, images: Shape, features: int) -> dict[str, Case]:
     }
 
 
-def windows(name: str, x: Shape, kernel: Shape) -> dict[str, Case]:
+def windows(name: str, x: Shape, kernel: Shape, stride: int = 1) -> dict[str, Case]:
     """Cases of each gradient of a convolution with padding 1, whose forward pass is XLA's on both sides."""
-    ours = functools.partial(convolve_windows, padding=(1, 1))
-    plain = functools.partial(plain_convolution, padding=1)
+    ours = functools.partial(convolve_windows, padding=(1, 1), stride=stride)
+    plain = functools.partial(plain_convolution, padding=1, stride=stride)
     return {
         f"{name}: gradient of the kernel": Case(ours, plain, [x, kernel], (1,), forward=False),
         f"{name}: gradient of the input": Case(ours, plain, [x, kernel], (0,), forward=False),
@@ -141,6 +141,10 @@ CASES = {
     **stem("32 images of 64x64", (32, 64, 64, 3), 16),
     **both("max pooling, 1 map of 400x533", max_pool, plain_max_pool, [(1, 400, 533, 64)]),
     **both("max pooling, 32 maps of 32x32", max_pool, plain_max_pool, [(32, 32, 32, 16)]),
+    **windows("3x3 windows, 2 maps of 100x134", (2, 100, 134, 128), (3, 3, 128, 128)),
+    **windows("3x3 windows, 2 maps of 25x34", (2, 25, 34, 512), (3, 3, 512, 512)),
+    **windows("3x3 windows of stride 2, 2 maps of 100x134", (2, 100, 134, 256), (3, 3, 256, 256), stride=2),
+    **windows("3x3 windows, 8 maps of 40x40", (8, 40, 40, 16), (3, 3, 16, 16)),
     **windows("3x3 windows, 16 maps of 25x34", (16, 25, 34, 264), (3, 3, 264, 128)),
     **windows("2x2 windows, 16 maps of 50x67", (16, 50, 67, 64), (2, 2, 64, 128)),
     **windows("2x2 windows, 256 maps of 8x8", (256, 8, 8, 32), (2, 2, 32, 64)),

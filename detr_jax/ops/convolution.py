@@ -5,28 +5,22 @@ factors quoted here were measured by `benchmarks/speed/convolutions.py`, in floa
 """
 
 import functools
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from detr_jax.ops.convolution_gradients import (
+    Geometry,
+    convolve_by_xla,
+    gradients_by_xla,
+    gradients_on_cpu,
+)
 from detr_jax.ops.padding import ceil_div
 
-
-def _convolution(
-    x: Array, kernel: Array, padding: Sequence[tuple[int, int]], stride: int = 1, dilation: int = 1
-) -> Array:
-    """XLA's own convolution of NHWC maps; `padding` has the numbers of zeros before and after each axis."""
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        padding,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+# Channels times features of a kernel from which `convolve_windows` has faster gradients than XLA.
+_MANY_WEIGHTS = 128 * 128
 
 
 def convolve(
@@ -38,87 +32,57 @@ def convolve(
     """Convolution with PyTorch's symmetric padding of `dilation * (kernel_size // 2)`.
 
     A 1x1 convolution is computed as a matrix product, which is 2.8 times as fast (1.7 times with gradients).
+    Larger kernels of many channels have the gradients of `convolve_windows`; with few channels, those of XLA
+    take half the time.
 
     Args:
       x: Input maps.
       kernel: Kernel with an odd number of rows and columns.
       stride: Stride along both axes.
-      dilation: Dilation along both axes.
+      dilation: Dilation along both axes; 1 if the stride is not.
     """
-    if kernel.shape[:2] == (1, 1):
+    rows, columns, channels, features = kernel.shape
+    if (rows, columns) == (1, 1):
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    padding = [(dilation * (length // 2),) * 2 for length in kernel.shape[:2]]
-    return _convolution(x, kernel, padding, stride, dilation)
+    padding = dilation * (rows // 2), dilation * (columns // 2)
+    if channels * features < _MANY_WEIGHTS:
+        return Geometry(padding, stride, dilation).convolve(x, kernel)
+    return convolve_windows(x, kernel, padding, stride, dilation)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def convolve_windows(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "rows columns channels features"],
     padding: tuple[int, int],
+    stride: int = 1,
+    dilation: int = 1,
 ) -> Float[Array, "batch new_height new_width features"]:
-    """Convolution of stride 1 with `padding` zeros on both sides of each axis.
+    """Convolution with `padding` zeros on both sides of each axis, whose gradients are fast on CPUs.
 
-    On CPUs its gradients are computed by `_gradients_by_taps`, on other devices by XLA's own convolutions.
+    Args:
+      x: Input maps.
+      kernel: Kernel.
+      padding: Zeros before and after the rows, and before and after the columns.
+      stride: Stride along both axes.
+      dilation: Dilation along both axes; 1 if the stride is not.
     """
-    return _padded_convolution(padding, x, kernel)
-
-
-def _padded_convolution(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
-    return _convolution(x, kernel, [(length, length) for length in padding])
+    return Geometry(padding, stride, dilation).convolve(x, kernel)
 
 
 def _convolve_windows_forward(
-    x: Array, kernel: Array, padding: tuple[int, int]
+    x: Array, kernel: Array, padding: tuple[int, int], stride: int, dilation: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    return convolve_windows(x, kernel, padding), (x, kernel)
+    return convolve_windows(x, kernel, padding, stride, dilation), (x, kernel)
 
 
 def _convolve_windows_backward(
-    padding: tuple[int, int], residuals: tuple[Array, Array], gradient: Array
+    padding: tuple[int, int], stride: int, dilation: int, residuals: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
-    by_taps = functools.partial(_gradients_by_taps, padding)
-    by_xla = functools.partial(_gradients_by_xla, padding)
-    return jax.lax.platform_dependent(*residuals, gradient, cpu=by_taps, default=by_xla)
-
-
-def _gradients_by_xla(
-    padding: tuple[int, int], x: Array, kernel: Array, gradient: Array
-) -> tuple[Array, Array]:
-    _, vjp = jax.vjp(functools.partial(_padded_convolution, padding), x, kernel)
-    return vjp(gradient)
-
-
-def _gradients_by_taps(
-    padding: tuple[int, int], x: Array, kernel: Array, gradient: Array
-) -> tuple[Array, Array]:
-    """Returns the gradients of a convolution with respect to its input and its kernel.
-
-    Each tap of the kernel gets its gradient from one matrix product. XLA would compute them all as a
-    convolution whose kernel is as large as the map. For 2x2 windows, taps are 15 times as fast on 256 maps of
-    8x8 and 69 times on 16 maps of 50x67. For 3x3 windows on 16 maps of 25x34, XLA is 1.6 times as fast.
-
-    The gradient of the input is a convolution with the flipped kernel. It is computed with one more pixel of
-    padding than necessary on each side, and then cropped. 2x2 windows would need no padding, and XLA is slow
-    without it: the extra pixel makes this gradient 2.6 times as fast on 16 maps of 50x67, though no faster on
-    256 maps of 8x8.
-    """
-    rows, columns, channels, features = kernel.shape
-    height, width = gradient.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
-    flat_gradient = gradient.reshape(-1, features)  # (batch * height * width, features)
-
-    def tap_gradient(i: int, j: int) -> Float[Array, "channels features"]:
-        window = padded[:, i : i + height, j : j + width].reshape(-1, channels)
-        return jnp.matmul(window.T, flat_gradient, preferred_element_type=jnp.float32)
-
-    taps = jnp.stack([tap_gradient(i, j) for i in range(rows) for j in range(columns)])
-    kernel_gradient = taps.reshape(kernel.shape).astype(kernel.dtype)
-
-    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    wide = _padded_convolution((rows - padding[0], columns - padding[1]), gradient, flipped)
-    x_gradient = wide[:, 1 : 1 + x.shape[1], 1 : 1 + x.shape[2]]
-    return x_gradient, kernel_gradient
+    geometry = Geometry(padding, stride, dilation)
+    on_cpu = functools.partial(gradients_on_cpu, geometry)
+    by_xla = functools.partial(gradients_by_xla, geometry)
+    return jax.lax.platform_dependent(*residuals, gradient, cpu=on_cpu, default=by_xla)
 
 
 convolve_windows.defvjp(_convolve_windows_forward, _convolve_windows_backward)
@@ -145,7 +109,7 @@ def convolve_stem(
     kernel = kernel.reshape(4, 2, 4, 2, channels, features)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5)  # (4, 4, 2, 2, channels, features)
     kernel = kernel.reshape(4, 4, 4 * channels, features)
-    return _convolution(x, kernel, ((2, 1), (2, 1)))
+    return convolve_by_xla(x, kernel, ((2, 1), (2, 1)))
 
 
 @jax.custom_vjp
