@@ -24,7 +24,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.stage = "masks"
     config.init_from = "shapes-boxes"
     config.batch_size = 16
-    config.steps = 1_200
+    config.steps = 1_040
     config.pair_lengths = (4, 8, 12)
 
     config.model.num_queries = 20
@@ -62,7 +62,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.eval.batch_size = 16
     config.eval.threshold = 0.2  # this and the next were chosen on training pictures
     config.eval.duplicate_iou = 0.5
-    config.eval.every_steps = 240
+    config.eval.every_steps = 260
     config.eval.part_count = 100  # of 500; they take as long as 5 steps
     config.checkpoint.every_steps = 500
     return apply_variants(config, variants, {"boxes": boxes, "joint": joint, "original_size": original_size})
