@@ -14,7 +14,12 @@ from ml_collections import ConfigDict, config_flags
 
 from detr_jax.config import FIELDS, default_config, describe_fields, parse_config, unknown_field, validate
 from detr_jax.errors import MissingFileError, UserError
-from detr_jax.runtime.startup import enable_compilation_cache, exit_with_message, share_one_heap
+from detr_jax.runtime.startup import (
+    divide_cpu,
+    enable_compilation_cache,
+    exit_with_message,
+    share_one_heap,
+)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures, predictions.")
@@ -68,6 +73,7 @@ def main(arguments: list[str]) -> None:
         from detr_jax.runtime import parallel
 
         enable_compilation_cache()
+        divide_cpu(config.cpu_devices, (config.batch_size // config.accumulate_steps, config.eval.batch_size))
         parallel.connect(config.distributed)
         if FLAGS.mode == "train":
             from detr_jax.training.loop import train

@@ -182,6 +182,7 @@ FIELDS: dict[str, Field] = {
     "distributed.processes": Field(1, at_least(1), "number of processes"),
     "distributed.process": Field(0, at_least(0), "index of this process"),
 
+    "cpu_devices": Field(1, at_least(1), "maximum number of devices that a CPU is divided into"),
     "log_every_steps": Field(50, at_least(1), "steps between logged metrics"),
     "profile": Field(0, at_least(0), "training steps to trace into the workdir, for TensorBoard or Perfetto"),
 }

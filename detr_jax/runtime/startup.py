@@ -8,7 +8,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from detr_jax.errors import UserError
@@ -33,6 +33,28 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache / "detr_jax" / platform.node()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def divide_cpu(limit: int, batch_sizes: Sequence[int]) -> None:
+    """Lets JAX divide the CPU into devices; call it before any array is made.
+
+    They are as many as divide all batch sizes, and at most `limit`. A program of a small model is made of
+    operations that are too short for several threads, so that two devices with half a batch each are faster:
+    a step of configs/shapes.py takes 0.85 of the time on two cores. Accelerators are not affected.
+
+    Does nothing if XLA_FLAGS has the number of devices, or if JAX uses a device already.
+
+    Args:
+      limit: Maximum number of devices.
+      batch_sizes: Numbers of images that run together, each divided evenly among the devices.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    import jax
+
+    count = max(n for n in range(1, limit + 1) if all(size % n == 0 for size in batch_sizes))
+    with contextlib.suppress(RuntimeError):  # there are devices already
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def share_one_heap() -> None:

@@ -19,7 +19,6 @@ SHORT = (
 )
 SHORTER = [
     (r"(--config=configs/shapes\.py\S*)", rf"\1 {SHORT}"),
-    (r"XLA_FLAGS=(\S+)", r'XLA_FLAGS="$XLA_FLAGS \1"'),  # keeps those by which tests compile fast
     (r"(benchmarks/learning/stages\.py)", r"\1 --time='learned positions'"),
 ]
 # Linters, tests and the build of the site, which run on their own.

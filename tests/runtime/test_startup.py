@@ -37,6 +37,14 @@ file = ctypes.c_void_p(libc.fdopen(1, b"w"))
 libc.malloc_info(0, file)
 libc.fflush(file)
 """
+DIVIDES = """
+import sys
+from detr_jax.runtime.startup import divide_cpu
+limit, *batch_sizes = map(int, sys.argv[1:])
+divide_cpu(limit, batch_sizes)
+import jax
+print(jax.local_device_count())
+"""
 # A bug of the package: two of its lists disagree in length, which C code notices.
 PLANTED = """
 import runpy
@@ -124,3 +132,16 @@ def test_threads_share_one_heap():
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="needs Linux with glibc")
 def test_the_environment_decides_over_the_number_of_heaps():
     assert run(COUNTS_HEAPS, "shared", MALLOC_ARENA_MAX="8").stdout.count("<heap nr=") > 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "batch_sizes", "devices"),
+    [(1, (16, 16), 1), (2, (16, 16), 2), (2, (16, 1), 1), (4, (6, 9), 3), (4, (8, 6), 2), (3, (8, 16), 2)],
+)
+def test_the_cpu_has_as_many_devices_as_divide_all_batch_sizes(limit, batch_sizes, devices):
+    assert run(DIVIDES, *map(str, (limit, *batch_sizes)), XLA_FLAGS="").stdout == f"{devices}\n"
+
+
+def test_the_number_of_cpu_devices_in_xla_flags_is_kept():
+    flags = "--xla_force_host_platform_device_count=4"
+    assert run(DIVIDES, "2", "16", "16", XLA_FLAGS=flags).stdout == "4\n"
