@@ -1,7 +1,7 @@
 """Convolutions and pooling in formulations that are fast on CPUs.
 
 Each function computes the same result as one XLA operation, in a form that is usually faster on CPUs. The
-factors quoted here were measured by `benchmarks/speed/convolutions.py`, in float32 on 2 cores.
+factors quoted here were measured by `benchmarks/speed/convolutions.py`, in float32 on 2 cores of an Intel Xeon.
 """
 
 import functools
@@ -31,9 +31,9 @@ def convolve(
 ) -> Float[Array, "batch new_height new_width features"]:
     """Convolution with PyTorch's symmetric padding of `dilation * (kernel_size // 2)`.
 
-    A 1x1 convolution is computed as a matrix product, which is 2.8 times as fast (1.7 times with gradients).
+    A 1x1 convolution is computed as a matrix product, which is 2.8 times as fast (2.2 times with gradients).
     Larger kernels of many channels have the gradients of `convolve_windows`; with few channels, those of XLA
-    take half the time.
+    are about as fast.
 
     Args:
       x: Input maps.
@@ -93,8 +93,8 @@ def convolve_stem(
 ) -> Float[Array, "batch half_height half_width features"]:
     """ResNet's first convolution, 7x7 with stride 2, as a 4x4 convolution with stride 1.
 
-    The padding is 3. Each square of 2x2 pixels becomes one pixel with four times the channels. This is 1.8
-    times as fast on 32 images of 64x64 (1.4 times with gradients), but only 0.8 times as fast on one image of
+    The padding is 3. Each square of 2x2 pixels becomes one pixel with four times the channels. This is 1.5
+    times as fast on 32 images of 64x64 (1.2 times with gradients), but only 0.9 times as fast on one image of
     800x1066 (1.0 times with gradients).
     """
     batch, height, width, channels = x.shape
@@ -119,7 +119,7 @@ def max_pool(
     """3x3 max pooling of non-negative maps, with stride 2 and padding 1.
 
     The gradient is that of the maximum of shifted maps, which makes the forward and backward pass together
-    2.7 to 3.8 times as fast. It equals XLA's unless several pixels of a window attain the maximum; these
+    2.4 to 2.5 times as fast. It equals XLA's unless several pixels of a window attain the maximum; these
     share the gradient.
     """
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
