@@ -1,7 +1,8 @@
 """Convolutions and pooling in formulations that are fast on CPUs.
 
 Each function computes the same result as one XLA operation, in a form that is usually faster on CPUs. The
-factors quoted here were measured by `benchmarks/speed/convolutions.py`, in float32 on 2 cores of an Intel Xeon.
+factors quoted here were measured by `benchmarks/speed/convolutions.py`, in float32 on 2 cores of an Intel
+Xeon.
 """
 
 import functools
