@@ -1,7 +1,9 @@
 """Gradients of convolutions, in formulations that are fast on CPUs.
 
 XLA computes the gradient of a kernel as a convolution with a kernel as large as the map. Matrix products are
-faster. The factors quoted here were measured by `benchmarks/speed/convolutions.py`.
+faster. The factors quoted here were measured by `benchmarks/speed/convolutions.py`. In a loop, such as that
+of the mask head over its rounds, XLA's gradients are slower than alone: with all of them, a step of
+configs/shapes.py takes 3.5 times as long.
 """
 
 from collections.abc import Sequence
@@ -91,9 +93,10 @@ def _by_flipped_kernel(
 ) -> Float[Array, "batch height width channels"]:
     """Gradient with respect to the input, for stride 1: a convolution with the flipped kernel.
 
-    XLA would not flip the kernel but read it backwards, for which it has no fast program. It is slow without
-    padding, too: for 2x2 windows, computing one more pixel on each side, which is then cropped, makes the
-    gradient 2.7 times as fast on 16 maps of 50x67, 2.3 times on 256 maps of 8x8.
+    XLA's own, which reads the kernel backwards instead, is as fast alone, but not in a loop: a step of
+    configs/shapes.py takes 1.5 times as long with it. XLA is slow without padding, too. For 2x2 windows,
+    computing one more pixel on each side, which is then cropped, makes the gradient 2.7 times as fast on 16
+    maps of 50x67, 2.3 times on 256 maps of 8x8.
     """
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     needed = [
