@@ -73,7 +73,9 @@ def main(arguments: list[str]) -> None:
         from detr_jax.runtime import parallel
 
         enable_compilation_cache()
-        divide_cpu(config.cpu_devices, (config.batch_size // config.accumulate_steps, config.eval.batch_size))
+        if not config.distributed.coordinator:  # several processes have one CPU device each
+            part = config.batch_size // config.accumulate_steps
+            divide_cpu(config.cpu_devices, (part, config.eval.batch_size))
         parallel.connect(config.distributed)
         if FLAGS.mode == "train":
             from detr_jax.training.loop import train

@@ -171,8 +171,7 @@ FIELDS: dict[str, Field] = {
     "eval.pictures": Field(8, at_least(0), "images drawn beside their ground truth in the last evaluation"),
 
     "checkpoint.every_steps": Field(1000, at_least(1), "steps between checkpoints"),
-    "checkpoint.keep": Field(2, at_least(1),
-        "newest checkpoints to keep; the one with the best evaluation is in `best/`"),
+    "checkpoint.keep": Field(2, at_least(1), "newest checkpoints to keep; the best one is in `best/`"),
     "checkpoint.fallback": Field(False, boolean,
         "whether a run whose newest checkpoint is damaged resumes from the newest one that is not"),
 

@@ -18,7 +18,7 @@ def _period(rng: np.random.Generator, low: float, high: float) -> np.float32:
 
 
 def _fraction(x: Plane) -> Plane:
-    """Remainders modulo 1, as of `np.mod` but faster."""
+    """Fractional parts: the same as `np.mod(x, 1)`, but faster."""
     return x - np.floor(x)
 
 

@@ -1,9 +1,8 @@
 """Gradients of convolutions, in formulations that are fast on CPUs.
 
 XLA computes the gradient of a kernel as a convolution with a kernel as large as the map. Matrix products are
-faster. The factors quoted here were measured by `benchmarks/speed/convolutions.py`. In a loop, such as that
-of the mask head over its rounds, XLA's gradients are slower than alone: with all of them, a step of
-configs/shapes.py takes 3.5 times as long.
+faster; `benchmarks/speed/convolutions.py` measured how much. In a loop, such as that of the mask head over
+its rounds, XLA is slower than alone: with its gradients, a step of configs/shapes.py takes 3.5 times as long.
 """
 
 from collections.abc import Sequence

@@ -36,24 +36,25 @@ def enable_compilation_cache() -> None:
 
 
 def divide_cpu(limit: int, batch_sizes: Sequence[int]) -> None:
-    """Lets JAX divide the CPU into devices; call it before any array is made.
+    """Divides the CPU into the largest number of devices, at most `limit`, that divides all batch sizes.
 
-    They are as many as divide all batch sizes, and at most `limit`. A program of a small model is made of
-    operations that are too short for several threads, so that two devices with half a batch each are faster:
-    a step of configs/shapes.py takes 0.85 of the time on two cores. Accelerators are not affected.
+    Call it before JAX uses a device. The operations of a small model are too short for several threads, so
+    two devices with half a batch each are faster: on two cores, a step of configs/shapes.py takes 0.85 of the
+    time. Accelerators are not affected.
 
-    Does nothing if XLA_FLAGS has the number of devices, or if JAX uses a device already.
+    Does nothing if XLA_FLAGS or JAX_NUM_CPU_DEVICES sets the number of devices.
 
     Args:
       limit: Maximum number of devices.
       batch_sizes: Numbers of images that run together, each divided evenly among the devices.
     """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    count = max(n for n in range(1, limit + 1) if all(size % n == 0 for size in batch_sizes))
+    if chosen or "JAX_NUM_CPU_DEVICES" in os.environ or count == 1:
         return
     import jax
 
-    count = max(n for n in range(1, limit + 1) if all(size % n == 0 for size in batch_sizes))
-    with contextlib.suppress(RuntimeError):  # there are devices already
+    with contextlib.suppress(RuntimeError):  # JAX uses a device already
         jax.config.update("jax_num_cpu_devices", count)
 
 

@@ -142,6 +142,12 @@ def test_the_cpu_has_as_many_devices_as_divide_all_batch_sizes(limit, batch_size
     assert run(DIVIDES, *map(str, (limit, *batch_sizes)), XLA_FLAGS="").stdout == f"{devices}\n"
 
 
-def test_the_number_of_cpu_devices_in_xla_flags_is_kept():
-    flags = "--xla_force_host_platform_device_count=4"
-    assert run(DIVIDES, "2", "16", "16", XLA_FLAGS=flags).stdout == "4\n"
+@pytest.mark.parametrize(
+    "variable",
+    [
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "4"},
+    ],
+)
+def test_the_environment_decides_over_the_number_of_cpu_devices(variable):
+    assert run(DIVIDES, "2", "16", "16", **variable).stdout == "4\n"
