@@ -5,7 +5,7 @@ from configs.shapes import get_config
 from detr_jax.data.coco import CocoPanoptic
 from detr_jax.data.pipeline import train_data
 from detr_jax.data.segment_maps import find_boxes
-from detr_jax.data.shapes import Shapes, draw, export, shapes_categories
+from detr_jax.data.shapes import Shapes, export
 from detr_jax.errors import UserError
 
 
@@ -105,11 +105,3 @@ def test_export_rejects_a_negative_count_before_it_writes(tmp_path):
     with pytest.raises(UserError, match="must not be negative"):
         export(tmp_path / "new", -1)
     assert not (tmp_path / "new").exists()
-
-
-def test_draw_numbers_things_before_stuff():
-    categories = {category.id: category for category in shapes_categories()}
-    for seed in range(10):
-        _, _, labels = draw(64, np.random.default_rng(seed))
-        isthing = [categories[label].isthing for label in labels.tolist()]
-        assert isthing == sorted(isthing, reverse=True)
