@@ -25,7 +25,7 @@ def add_image_rules(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max_pixels",
-        type=int,
+        type=positive,
         default=64_000_000,
         help="data.max_pixels of the training (default: %(default)s)",
     )

@@ -90,7 +90,12 @@ class ImageRules:
 def opened_image(
     file: str | Path | io.BufferedIOBase, name: str | Path, rules: ImageRules
 ) -> Iterator[Image.Image]:
-    """An image of which only the header is read, no larger than the rules allow."""
+    """An image of which only the header is read, no larger than the rules allow.
+
+    Raises:
+      MissingFileError: The file does not exist.
+      UserError: The header is damaged, the image is too large, or the file is a TIFF of several images.
+    """
     with contextlib.ExitStack() as stack:
         if isinstance(file, str | Path):
             if not Path(file).is_file():
@@ -104,6 +109,11 @@ def opened_image(
             filename = ""
         image = _open(file, filename, name, rules)
         check_size(*image.size, name, rules)
+        if _is_stack(image):
+            raise UserError(
+                f"{name} has {page_count(image)} pages of the same size, which may be different images: "
+                "save each as its own file, or the one you mean"
+            )
         yield image
 
 
@@ -157,6 +167,20 @@ def page_count(image: Image.Image) -> int:
     except _DECODING_ERRORS:
         return 1
     return count
+
+
+def _is_stack(image: Image.Image) -> bool:
+    """Whether an opened TIFF has a second page as large as the first, which a thumbnail has not."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    first = image.size
+    try:
+        image.seek(1)
+        return image.size == first
+    except _DECODING_ERRORS:
+        return False  # there is one page, or those after it are damaged
+    finally:
+        image.seek(0)
 
 
 def has_16_bit_colours(image: Image.Image) -> bool:

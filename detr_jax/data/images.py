@@ -44,7 +44,7 @@ _DEFAULT_RULES = ImageRules()
 def decode_image(
     file: str | Path | io.BufferedIOBase, name: str | Path, rules: ImageRules = _DEFAULT_RULES
 ) -> Image.Image:
-    """Opens and decodes an image file; of several frames, the first.
+    """Opens and decodes an image file; the first of several frames, but not of a TIFF's pages.
 
     Args:
       file: Path of the file, or its open content.
@@ -56,7 +56,8 @@ def decode_image(
 
     Raises:
       MissingFileError: The file does not exist.
-      UserError: The file is damaged, too large, or not an image of the formats that are read.
+      UserError: The file is damaged, too large, a TIFF of several images of one size, or not an image of the
+        formats that are read.
     """
     with opened_image(file, name, rules) as image:
         return load_stored(image, name)

@@ -11,7 +11,6 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from detr_jax.data.categories import to_json
-from detr_jax.data.images import ImageRules
 from detr_jax.data.inputs import AnyImage, read_input
 from detr_jax.inference.image_attention import Attention
 from detr_jax.inference.predictor import Predictor
@@ -46,7 +45,7 @@ class UploadedImage:
           UserError: The image cannot be read, or is too large.
         """
         self.predictor = predictor
-        self.pixels = read_input(image, ImageRules.from_config(predictor.config.data))
+        self.pixels = read_input(image, predictor.image_rules)
         self._prepared = predictor.prepare(self.pixels)
 
     def segment(self, threshold: float, duplicate_iou: float) -> "ShownImage":

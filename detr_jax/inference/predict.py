@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from detr_jax.config import validate
-from detr_jax.data.images import ImageRules, ListedImage, list_images, read_image
+from detr_jax.data.images import ListedImage, list_images, read_image
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
 from detr_jax.inference.prediction_folder import OUTPUT_FOLDER, PredictionFolder, result_folders
@@ -140,7 +140,6 @@ class _FolderJob:
         self.failures: dict[int, str] = {}
         self._tiling = tiling
         self._predictor, self._images, self._output = predictor, images, output
-        self._rules = ImageRules.from_config(predictor.config.data)
         self._lists_files = len(output.pending) <= _LISTED_FILES
 
     def run(self, batch_size: int, advance: Advance) -> None:
@@ -149,7 +148,7 @@ class _FolderJob:
         unwritten: deque[tuple[int, Future[int]]] = deque()
         paths = [self._images[index].path for index in pending]
         if self._tiling:
-            results = stream_tiled(self._predictor, paths, self._tiling, batch_size, self._rules)
+            results = stream_tiled(self._predictor, paths, self._tiling, batch_size)
         else:
             results = self._predictor.stream(paths, batch_size=batch_size, return_errors=True)
         with ThreadPoolExecutor(_THREADS, "detr_jax_write") as writers:
@@ -165,7 +164,8 @@ class _FolderJob:
 
     def _write(self, index: int, result: PanopticSegmentation) -> int:
         """Writes a result. Returns its number of segments."""
-        pixels = read_image(self._images[index].path, self._rules) if self._output.overlays else None
+        path, rules = self._images[index].path, self._predictor.image_rules
+        pixels = read_image(path, rules) if self._output.overlays else None
         self._output.add(index, result, pixels)
         return len(result.segments_info)
 

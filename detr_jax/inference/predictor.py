@@ -105,14 +105,14 @@ class Predictor:
         settings = {"threshold": threshold, "merge_stuff": merge_stuff, "duplicate_iou": duplicate_iou}
         return cls(*load_pretrained(source, dilation, categories, {**settings, "averaged": averaged}, dtype))
 
+    @property
+    def image_rules(self) -> ImageRules:
+        """How images are read: their orientation, and the limit of their size."""
+        return ImageRules.from_config(self.config.data)
+
     @overload
     def __call__(
-        self,
-        image: AnyImage,
-        *,
-        threshold: float | None = ...,
-        unit_range: bool = ...,
-        batch_size: int = ...,
+        self, image: AnyImage, *, threshold: float | None = ..., unit_range: bool = ..., batch_size: int = ...
     ) -> PanopticSegmentation: ...
 
     @overload
@@ -261,7 +261,7 @@ class Predictor:
           MissingFileError: There is no such file.
           UserError: An image cannot be read, or is larger than `pad_to`.
         """
-        pixels = read_inputs(images, ImageRules.from_config(self.config.data), unit_range)
+        pixels = read_inputs(images, self.image_rules, unit_range)
         return raw_outputs(self._segmenter, pixels, self.config.data if resize else None, pad_to)
 
     def prepare(self, image: AnyImage, *, unit_range: bool = False) -> PreparedImage:
@@ -296,5 +296,5 @@ class Predictor:
           MissingFileError: There is no such file.
           UserError: The image cannot be read or is larger than `pad_to`, or a point is outside the image.
         """
-        pixels = read_input(image, ImageRules.from_config(self.config.data), unit_range)
+        pixels = read_input(image, self.image_rules, unit_range)
         return image_attention(self._segmenter, pixels, points, self.config.data if resize else None, pad_to)

@@ -54,6 +54,11 @@ class SegmentsImages(Protocol):
 
     categories: tuple[Category, ...]
 
+    @property
+    def image_rules(self) -> ImageRules:
+        """How images are read."""
+        ...
+
     def stream(
         self, images: Iterable[AnyImage], *, batch_size: int = 1, threshold: float | None = None
     ) -> Iterator[PanopticSegmentation]:
@@ -69,7 +74,6 @@ def segment_tiles(
     *,
     threshold: float | None = None,
     batch_size: int = 1,
-    rules: ImageRules | None = None,
     unit_range: bool = False,
 ) -> PanopticSegmentation:
     """The panoptic segmentation of an image, from segmentations of overlapping tiles.
@@ -84,7 +88,6 @@ def segment_tiles(
       overlap: Pixels that neighbouring tiles share, at least; by default half of `size`.
       threshold: Class probability above which a query becomes a segment; by default that of the config.
       batch_size: Maximum number of tiles that run together.
-      rules: Orientation of the image and limit of its size; by default upright.
       unit_range: Whether arrays of floating point are read, whose values lie in [0, 1].
 
     Raises:
@@ -92,7 +95,7 @@ def segment_tiles(
       UserError: The image cannot be read, or an argument is out of range.
     """
     tiling = Tiling.checked(size, overlap)
-    pixels = read_input(image, rules or ImageRules(), unit_range)
+    pixels = read_input(image, predictor.image_rules, unit_range)
     height, width, _ = pixels.shape
     places = list(tile_places((height, width), tiling))
     results = predictor.stream(_cut(pixels, places), batch_size=batch_size, threshold=threshold)
@@ -103,12 +106,12 @@ def segment_tiles(
 
 
 def stream_tiled(
-    predictor: SegmentsImages, paths: Iterable[Path], tiling: Tiling, batch_size: int, rules: ImageRules
+    predictor: SegmentsImages, paths: Iterable[Path], tiling: Tiling, batch_size: int
 ) -> Iterator[PanopticSegmentation | Exception]:
     """The segmentation of each image file by `segment_tiles`, or what it raised."""
     for path in paths:
         try:
-            yield segment_tiles(predictor, path, *tiling, batch_size=batch_size, rules=rules)
+            yield segment_tiles(predictor, path, *tiling, batch_size=batch_size)
         except Exception as error:
             yield error
 

@@ -110,7 +110,8 @@ def read_matching_image(
         sizes = ["x".join(map(str, shape)) for shape in (pixels.shape[:2], segmentation.segment_map.shape)]
         raise UserError(
             f"the image is {sizes[0]}, but the segmentation {sizes[1]} (height x width): "
-            "draw it over the image that was segmented"
+            "draw it over the image that was segmented. Files are read upright: of a model with "
+            "data.orientation='stored', give the array that it saw, read_input(path, predictor.image_rules)"
         )
     return pixels
 

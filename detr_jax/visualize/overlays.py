@@ -46,7 +46,7 @@ def overlay(
 
     Args:
       image: The image, in any form that a `Predictor` takes: a path, an address, bytes, a Pillow image, or a
-        grey, RGB or RGBA array.
+        grey, RGB or RGBA array. Files are read upright.
       segmentation: Segmentation of the image. Void pixels keep their colour.
       opacity: Opacity of the segment colours, in [0, 1].
       labels: Whether segments have labels.

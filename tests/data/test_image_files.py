@@ -105,11 +105,28 @@ def test_the_limit_holds_for_arrays_and_pillow_images():
 
 def test_several_frames_give_the_first(tmp_path):
     frames = [Image.new("RGB", (30, 20), (level, 0, 0)) for level in (200, 100)]
-    for image_format in ("GIF", "TIFF", "WEBP", "PNG", "MPO"):
+    for image_format in ("GIF", "WEBP", "PNG", "MPO"):
         path = tmp_path / image_format
         options = {"lossless": True} if image_format == "WEBP" else {}
         frames[0].save(path, image_format, save_all=True, append_images=frames[1:], **options)
         assert np.abs(read_image(path).astype(int) - [200, 0, 0]).max() <= 3
+
+
+def test_a_stack_is_refused_but_a_thumbnail_is_no_second_image(tmp_path):
+    path = tmp_path / "image.tif"
+    Image.fromarray(RGB).save(path, save_all=True, append_images=[Image.fromarray(255 - RGB)] * 2)
+    for read in (read_image, display_size):
+        with pytest.raises(UserError, match=r"image\.tif has 3 pages of the same size"):
+            read(path)
+    with Image.open(path) as opened:
+        opened.seek(1)  # the user chose a page
+        np.testing.assert_array_equal(read_image(opened), 255 - RGB)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    thumbnail = Image.fromarray(RGB[::2, ::2])
+    Image.fromarray(RGB).save(path, save_all=True, append_images=[thumbnail], exif=exif)
+    np.testing.assert_array_equal(read_image(path), np.rot90(RGB, -1))
+    assert display_size(path) == (30, 20)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
@@ -145,7 +162,8 @@ def test_decoding_closes_the_file(tmp_path):
     for image_format in ("GIF", "TIFF", "WEBP", "PNG", "MPO"):
         path = tmp_path / image_format
         frame = Image.fromarray(RGB)
-        frame.save(path, image_format, save_all=True, append_images=[frame])
+        other = frame.resize((9, 9)) if image_format == "TIFF" else frame
+        frame.save(path, image_format, save_all=True, append_images=[other])
         images.append(decode_image(path, path))
     assert len(os.listdir("/proc/self/fd")) == opened
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from detr_jax.data.example import Category
+from detr_jax.data.images import ImageRules
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
 from detr_jax.inference.joined_tiles import TileJoiner
@@ -25,6 +26,7 @@ class ReadsColours:
     """
 
     categories = CATEGORIES
+    image_rules = ImageRules()
 
     def __init__(self, seen=None):
         self.sizes = [] if seen is None else seen
@@ -183,3 +185,13 @@ def test_files_are_read_and_mistakes_named(tmp_path):
     for size, overlap in ((0, None), (10, 10), (10, -1)):
         with pytest.raises(UserError, match="the size must be at least 1"):
             segment_tiles(ReadsColours(), image, size, overlap)
+
+
+def test_files_are_read_as_the_predictor_reads_them(tmp_path):
+    image, exif = picture(50, 70, 4), Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
+    predictor = ReadsColours()
+    assert same_segments(segment_tiles(predictor, tmp_path / "a.png", 40), image[::-1, ::-1])
+    predictor.image_rules = ImageRules(orientation="stored")
+    assert same_segments(segment_tiles(predictor, tmp_path / "a.png", 40), image)
