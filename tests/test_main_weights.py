@@ -12,6 +12,8 @@ from tiny import initial_params, small_run, tiny_model
 
 import main
 from detr_jax.data.pipeline import load_source, train_data
+from detr_jax.errors import MissingFileError
+from detr_jax.inference.predictor import Predictor
 from detr_jax.training.checkpoints import Checkpoints, save_description
 from detr_jax.training.optim import make_optimizer
 from detr_jax.training.step import TrainStep
@@ -81,6 +83,19 @@ def test_a_damaged_config_of_a_run_is_one_line(command, tmp_path):
     with pytest.raises(SystemExit, match=f"{tmp_path}/config.json cannot be used, set --config=FILE") as left:
         command(f"--workdir={tmp_path}", "--mode=eval")
     assert "\n" not in left.value.code
+
+
+def test_a_run_that_lost_its_description_needs_a_config(finished_run, command, image, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("*.json"))
+    with pytest.raises(MissingFileError, match=r"has no config\.json and no categories\.json"):
+        Predictor.from_pretrained(run)
+    (tmp_path / "config.py").write_text("from tiny import small_run as get_config\n")
+    given = f"--config={tmp_path / 'config.py'}"
+    with pytest.warns(RuntimeWarning, match="does not name its 14 classes: class i is taken for"):
+        command("--mode=eval", f"--workdir={run}", given, "--config.data.eval_count=2")
+    with pytest.warns(RuntimeWarning, match="does not name its 14 classes: they are numbered"):
+        command("--mode=predict", f"--workdir={run}", given, image)
+    assert len(json.loads((run / "predictions" / "panoptic.json").read_text())["images"]) == 1
 
 
 def test_the_config_of_a_run_without_checkpoint_evaluates_nothing(finished_run, command, tmp_path):

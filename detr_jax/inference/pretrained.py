@@ -7,13 +7,13 @@ from ml_collections import ConfigDict
 
 from detr_jax.config import default_config, parse_config, validate
 from detr_jax.data.example import Category
-from detr_jax.errors import UserError
+from detr_jax.errors import MissingFileError, UserError
 from detr_jax.models.detr import Detr, Params, build_model
 from detr_jax.weights import layouts, tensor_files
 from detr_jax.weights.checkpoint_model import model_of_tensors
 from detr_jax.weights.class_agreement import GivenCategories, categories_of
 from detr_jax.weights.initialize import load_model
-from detr_jax.weights.runs import stored_with
+from detr_jax.weights.runs import STORED_FILES, latest_step, stored_with
 
 
 class Pretrained(NamedTuple):
@@ -57,6 +57,12 @@ def load_pretrained(
             raise UserError(f"{source} was trained with model.dilation={config.model.dilation}")
         validate(config)
         model, params = load_model(str(source), config.model, averaged=config.eval.averaged)
+    elif latest_step(source) is not None:
+        missing = [name for name in STORED_FILES if not (Path(source) / name).exists()]
+        raise MissingFileError(
+            f"the run in {source} has no {' and no '.join(missing)}, which training writes: put it back, "
+            "or give the config to main.py: --mode=predict --config=FILE"
+        )
     else:
         model, params = _load_published(source, dilation, config)
     return Pretrained(model, params, categories_of(source, model.num_classes, categories), config)

@@ -11,7 +11,7 @@ from detr_jax.data.categories import coco_panoptic, from_json
 from detr_jax.data.example import Category
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.weights.checkpoint_model import config_beside
-from detr_jax.weights.runs import stored_with
+from detr_jax.weights.runs import is_run, stored_with
 
 # A class index is a category id. These are the numbers of classes of the original's box and panoptic models;
 # COCO's ids of things end at 90, those of stuff at 200.
@@ -136,7 +136,8 @@ def known_categories(source: str | Path, num_classes: int) -> tuple[Category, ..
                 f"model: {names_of(exceeding)}"
             )
         return categories
-    labelled = _labelled_categories(config_beside(source).get("id2label"), num_classes)
+    labels = None if is_run(source) else config_beside(source).get("id2label")
+    labelled = _labelled_categories(labels, num_classes)
     if labelled:
         return labelled
     if num_classes not in (COCO_THINGS, COCO_PANOPTIC):

@@ -26,6 +26,9 @@ from detr_jax.weights.layouts import WeightsError, listing
 from detr_jax.weights.shards import checkpoint_in
 from detr_jax.weights.stored_settings import check_metadata
 
+# Files of a run that say what its model is; training writes them.
+STORED_FILES = ("config.json", "categories.json")
+
 
 def checkpoint_folder(workdir: str | Path) -> Path:
     """The directory of a run's checkpoints, as an absolute path."""
@@ -210,10 +213,10 @@ def stored_with(source: str | Path) -> dict[str, str]:
     """
     if not is_run(source):
         return tensor_files.read_metadata(source)
-    files = {name: Path(source) / f"{name}.json" for name in ("config", "categories")}
-    if not all(file.exists() for file in files.values()):
+    files = [Path(source) / name for name in STORED_FILES]
+    if not all(file.exists() for file in files):
         return {}
-    stored = {name: _read_text(file) for name, file in files.items()}
+    stored = {file.stem: _read_text(file) for file in files}
     check_metadata(stored, str(source))
     return stored
 
