@@ -106,6 +106,9 @@ def _from_entry(entry: Any) -> Category:
         raise UserError(
             f'the "name" of category {category_id} must be printable text, not {reprlib.repr(name)}.'
         )
+    for key in entry:
+        if key != "isthing" and re.sub("[ _]", "", str(key)).lower() == "isthing":
+            raise UserError(f'category {category_id} has {key!r}: it must be called "isthing".')
     isthing = entry.get("isthing", 1)
     if not is_flag(isthing):
         raise UserError(

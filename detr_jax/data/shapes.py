@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from detr_jax.data.annotation_fields import read_json
 from detr_jax.data.categories import to_json
 from detr_jax.data.drawing import STUFF, draw
 from detr_jax.data.example import Category, Example
@@ -106,12 +107,19 @@ def export(
       seed: Random seed of all images.
 
     Raises:
-      UserError: An argument is out of range, see `Shapes`.
+      UserError: An argument is out of range, see `Shapes`; the folder cannot be written; or it already has
+        annotations of that split that this function did not write.
     """
     source = Shapes(split, count, image_size, seed)
     folder = Path(folder)
-    for name in (split, f"panoptic_{split}", "annotations"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    target = folder / "annotations" / f"panoptic_{split}.json"
+    if target.exists() and not _is_generated(target, split):
+        raise UserError(f"{target} is not of generated pictures, and is kept: choose another folder or split")
+    try:
+        for name in (split, f"panoptic_{split}", "annotations"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
     images, annotations = [], []
     for example in (source[index] for index in range(count)):
         height, width = example.orig_size
@@ -123,4 +131,12 @@ def export(
         )
         annotations.append(segmentation.annotation(example.image_id, example.file_name))
     content = {"images": images, "annotations": annotations, "categories": to_json(source.categories)}
-    (folder / "annotations" / f"panoptic_{split}.json").write_text(json.dumps(content))
+    target.write_text(json.dumps(content))
+
+
+def _is_generated(annotations: Path, split: str) -> bool:
+    """Whether `export` wrote an annotation file."""
+    content = read_json(annotations)
+    images = content.get("images", []) if isinstance(content, dict) else [None]
+    names = [str(entry.get("file_name")) if isinstance(entry, dict) else "" for entry in images]
+    return all(name.startswith(f"shapes_{split}_") for name in names)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,8 @@ def objects_of_file(path: str | Path, categories: Sequence[Category]) -> TrueObj
       categories: Categories of the dataset.
 
     Returns:
-      A function of an example, whose image must be in the file; it raises a `UserError` otherwise.
+      A function of an example, whose image must be in the file, by its id and under its name; it raises a
+      `UserError` otherwise.
 
     Raises:
       MissingFileError: There is no such file.
@@ -68,11 +69,12 @@ def objects_of_file(path: str | Path, categories: Sequence[Category]) -> TrueObj
     try:
         kinds = {(entry["id"], entry["name"]) for entry in content["categories"]}
         stored: dict[int, list[bytes]] = {image["id"]: [] for image in content["images"]}
+        names = {image["id"]: str(image.get("file_name", "")) for image in content["images"]}
         for entry in content["annotations"]:
             # Texts take a fraction of the memory of the polygons.
             text = json.dumps({field: entry[field] for field in _FIELDS})
             stored[entry["image_id"]].append(text.encode())
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"data.instances: {path} is no file of COCO instances: it needs images, categories and "
             f"annotations with {', '.join(_FIELDS)}"
@@ -90,6 +92,12 @@ def objects_of_file(path: str | Path, categories: Sequence[Category]) -> TrueObj
             raise UserError(
                 f"data.instances: {path} lacks image {example.image_id} ({example.file_name}): name the file "
                 "of the evaluation split, or leave data.instances empty"
+            )
+        listed = names[example.image_id]
+        if listed and PurePosixPath(listed).stem != PurePosixPath(example.file_name).stem:
+            raise UserError(
+                f"data.instances: image {example.image_id} is {example.file_name} in the data, but {listed} "
+                f"in {path}: name the file of the evaluation split, or leave data.instances empty"
             )
         return [json.loads(text) for text in stored[example.image_id]]
 

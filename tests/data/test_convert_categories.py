@@ -6,6 +6,7 @@ import pytest
 from converted import examples, same_regions, squares, write_image, write_mask
 
 from detr_jax.data.convert import ConvertOptions, convert
+from detr_jax.data.convert.category_tables import read_categories
 from detr_jax.errors import UserError
 
 CATEGORIES = [{"id": 1, "name": "sky", "isthing": 0}, {"id": 2, "name": "cat"}]
@@ -121,3 +122,36 @@ def test_options_that_a_format_would_ignore_are_refused(changes):
     name = [name for name in changes if name != "format"][0]
     with pytest.raises(UserError, match=f"does not use {name}: omit it"):
         ConvertOptions(**changes)
+
+
+def test_columns_are_found_however_they_are_written(masks):
+    (masks / "categories.csv").write_text("Id;Name;Is_Thing\n1;sky, blue;0\n2;cat;1\n")
+    known = read_categories(masks / "categories.csv")
+    assert [(category.name, category.isthing) for category in known] == [("sky, blue", False), ("cat", True)]
+    convert_with_table(
+        masks, "ID\tCategory\n3\tcat\n7\tcat\n300\tsky, blue\n", categories=masks / "categories.csv"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            b"id,name\n1,wall, brick\n",
+            "line 2 has more fields .* put a name with ',' in double quotes",
+        ),
+        ("a.csv", "id,name\n1,T\u00fcr\n".encode("latin-1"), "cannot be read as text: .* Save it as UTF-8"),
+        ("a.json", b'[{"id": 1, "name": "sky", "isThing": 0}]', "'isThing': it must be called \"isthing\""),
+    ],
+)
+def test_categories_that_would_be_misread_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_categories(tmp_path / name)
+
+
+def test_images_of_a_table_that_are_none_are_named(masks):
+    report = convert_with_table(masks, "id,category,image\n3,a,images/0.png\n7,a,\n300,a,\n")
+    found = {(drop.image, drop.item): drop.reason for drop in report.dropped}
+    assert found == {("images/0", ""): "no image", ("0", "3"): "no category"}

@@ -179,7 +179,8 @@ def test_everything_dropped_is_named(tmp_path):
         ("?", ""): "unreadable",
         ("one.png", "2"): "empty mask",
         ("one.png", "3"): "outside the image",
-        **{("one.png", str(number)): "unreadable" for number in (4, 5, 6, 7, 8, 9, 11, 14, 15, 16)},
+        **{("one.png", str(number)): "unreadable" for number in (5, 6, 7, 8, 9, 11, 14, 15, 16)},
+        ("one.png", "4"): "empty mask",
         ("one.png", "10"): "empty mask",
         ("one.png", "12"): "no category",
         ("image 99", "annotations[12]"): "no image",
@@ -204,3 +205,34 @@ def test_files_that_are_no_instances_are_named(tmp_path):
             convert(source, tmp_path / "out", options(tmp_path))
     with pytest.raises(MissingFileError, match="there is no file"):
         convert(tmp_path / "nowhere.json", tmp_path / "out", options(tmp_path))
+
+
+def test_image_ids_are_those_of_the_file_so_that_it_serves_evaluations(tmp_path):
+    mask = squares() == 3
+    images = [{"id": 139, "file_name": "a.png", "height": 40, "width": 60}]
+    write_image(tmp_path / "images" / "a.png")
+    source = write(tmp_path, [annotation(1, encoded(mask)), annotation(2, encoded(mask), 139)], images)
+    convert(source, tmp_path / "out", options(tmp_path))
+    written = json.loads((tmp_path / "out" / "annotations" / "panoptic_all.json").read_text())
+    assert {image["file_name"]: image["id"] for image in written["images"]} == {"one.png": 1, "a.png": 139}
+
+
+def test_polygons_without_area_do_not_drop_the_others(tmp_path):
+    square = [4, 20, 9, 20, 9, 30, 4, 30]
+    source = write(tmp_path, [annotation(1, [square, [1, 1, 2, 2], [5, 5], []])])
+    assert convert(source, tmp_path / "out", options(tmp_path)).dropped == []
+    example, _ = examples(tmp_path / "out", "all")["one.png"]
+    assert same_regions(example.segment_map, squares() == 7, void=(False,))
+
+
+@pytest.mark.parametrize(
+    ("box", "ground"),
+    [([50, 2, 20, 8.5], 2400 - 50 - 10 * 9), (None, 0), ([1, 2, 3], 0), ([1e308, 0, 1e308, 4], 0)],
+)
+def test_objects_that_cannot_be_read_are_void_and_not_background(tmp_path, box, ground):
+    square = [4, 20, 9, 20, 9, 30, 4, 30]
+    source = write(tmp_path, [annotation(1, [square]), annotation(2, [[1, 2, 3, 4, 5, "x"]], bbox=box)])
+    convert(source, tmp_path / "out", options(tmp_path, background="ground"))
+    example, categories = examples(tmp_path / "out", "all")["one.png"]
+    areas = dict(zip(categories, example.areas.tolist(), strict=True))
+    assert areas == {"cat": 50, **({"ground": ground} if ground else {})}

@@ -72,6 +72,11 @@ def test_masks_that_cannot_be_used_are_dropped_alone(tmp_path):
     }
     example, _ = examples(tmp_path / "out", "all")["0.png"]
     assert same_regions(example.segment_map, ids == 3, void=(False,))
+    # Two objects may lie anywhere, so nothing is background.
+    changed = options(tmp_path, images=tmp_path / "images", background="ground")
+    convert(tmp_path / "masks", tmp_path / "out", changed)
+    example, _ = examples(tmp_path / "out", "all")["0.png"]
+    assert same_regions(example.segment_map, ids == 3, void=(False,))
 
 
 def test_images_must_be_known(tmp_path):

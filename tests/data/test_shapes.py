@@ -105,3 +105,17 @@ def test_export_rejects_a_negative_count_before_it_writes(tmp_path):
     with pytest.raises(UserError, match="must not be negative"):
         export(tmp_path / "new", -1)
     assert not (tmp_path / "new").exists()
+
+
+def test_annotations_of_others_are_not_replaced(tmp_path):
+    export(tmp_path, 1, "train")
+    export(tmp_path, 2, "train")  # its own are
+    file = tmp_path / "annotations" / "panoptic_validation.json"
+    file.write_text('{"images": [{"file_name": "mine.png"}]}')
+    with pytest.raises(
+        UserError, match=r"panoptic_validation\.json is not of generated pictures, and is kept"
+    ):
+        export(tmp_path, 1, "validation")
+    assert "mine.png" in file.read_text()
+    with pytest.raises(UserError, match=r"panoptic_validation\.json.* cannot be written: Not a directory"):
+        export(file, 1)

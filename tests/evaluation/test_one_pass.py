@@ -148,6 +148,10 @@ def test_ground_truth_can_come_from_an_instances_file(one_pass, config, source, 
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="lacks image"):
         objects_of_file(file, source.categories)(source[0], True)
+    other = [{"id": source[0].image_id, "file_name": "folder/other.jpg"}]
+    file.write_text(json.dumps(content | {"images": other, "annotations": []}))
+    with pytest.raises(UserError, match=r"image 0 is .* in the data, but folder/other\.jpg in"):
+        objects_of_file(file, source.categories)(source[0], True)
     content["categories"][0]["name"] = "elephant"
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="'elephant', which is no thing"):

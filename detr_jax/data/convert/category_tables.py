@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -31,6 +32,11 @@ class ObjectTable:
           default: Category id of all other objects; None if they have none.
         """
         self._of_image, self._of_all, self._default = of_image, of_all, default
+
+    @property
+    def images(self) -> set[str]:
+        """Names, without suffix, of the images that have entries of their own."""
+        return set(self._of_image)
 
     def category(self, image: str, item: str) -> int | None:
         """Category id of an object; None if it has none.
@@ -177,19 +183,28 @@ def _stem(name: str) -> str:
 
 
 def _rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
-    rows = csv.DictReader(io.StringIO(_text(path)), skipinitialspace=True)
+    """The rows of a CSV file by column, whose names may differ in case, spaces and underscores."""
+    text = _text(path)
+    first = text.partition("\n")[0]
+    separator = max(",;\t", key=first.count)  # the comma if there is none
+    rows = csv.DictReader(io.StringIO(text), skipinitialspace=True, delimiter=separator)
     try:
-        rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+        rows.fieldnames = [re.sub("[ _]", "", name).lower() for name in rows.fieldnames or ()]
         missing = set(needed) - set(rows.fieldnames)
         if missing:
             raise UserError(
                 f"{path} has no column {', '.join(sorted(missing))}: its first line names the columns"
             )
-        found = [
-            (rows.line_num, {key: (value or "").strip() for key, value in row.items() if key}) for row in rows
-        ]
+        read = [(rows.line_num, row) for row in rows]
     except csv.Error as error:
         raise UserError(f"{path} is no CSV file: {error}") from error
+    for number, row in read:
+        if None in row:
+            raise UserError(
+                f"{path}: line {number} has more fields than the first line names: put a name with "
+                f"{separator!r} in double quotes"
+            )
+    found = [(number, {key: (value or "").strip() for key, value in row.items()}) for number, row in read]
     for number, row in found:
         if not all(row[name] for name in needed):
             raise UserError(f"{path}: line {number} lacks {' or '.join(needed)}")
@@ -214,7 +229,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text: {error}") from error
+        raise UserError(f"{path} cannot be read as text: {error}. Save it as UTF-8.") from error
 
 
 def _json(path: Path) -> Any:

@@ -69,16 +69,20 @@ def convert(
     stuff = {category.id for category in categories if not category.isthing}
     splits = _split(images, options, Path(folder))
     target = ConvertedFolder(Path(folder), list(splits), categories)
+    remarks: list[Drop] = []
     counts = {split: [0, 0] for split in splits}
     numbers = {image.name: number for number, image in enumerate(images)}
     with target.staged():
         next_id = 1
         for split, parts in splits.items():
             for image in track(parts, split, disable=not progress):
-                pieces, lost = _pieces(image, stuff, background, options)
+                pieces, lost, remarked = _pieces(image, stuff, background, options)
                 dropped += lost
+                remarks += remarked
                 for name, content, segments in pieces:
-                    image_id = next_id if options.tile else numbers[image.name] + 1
+                    image_id = next_id
+                    if not options.tile:
+                        image_id = numbers[image.name] + 1 if image.image_id is None else image.image_id
                     next_id += 1
                     target.add(split, image_id, name, content, segments)
                     counts[split][0] += 1
@@ -90,7 +94,9 @@ def convert(
             Path(folder),
             {split: count[0] for split, count in counts.items()},
             {split: count[1] for split, count in counts.items()},
+            categories,
             dropped,
+            remarks,
         )
         target.publish(_record(source, options, report))
     return report
@@ -111,14 +117,14 @@ _Piece = tuple[str, Path | Image.Image, Segments]
 
 def _pieces(
     image: SourceImage, stuff: Collection[int], background: int | None, options: ConvertOptions
-) -> tuple[list[_Piece], list[Drop]]:
-    """The image, or the windows that it is cut into, with their segments; and what was dropped."""
+) -> tuple[list[_Piece], list[Drop], list[Drop]]:
+    """The image, or the windows that it is cut into, with their segments; what was dropped, and remarked."""
     try:
-        pixels = read_pixels(image.path, options.rules)
+        pixels, remarks = read_pixels(image.path, options.rules)
         height, width, _ = pixels.shape
         objects = image.read((height, width))
     except ImageDropped as error:
-        return [], [Drop(image.name, "", error.reason, error.detail)]
+        return [], [Drop(image.name, "", error.reason, error.detail)], []
     dropped = [*objects.dropped, *find_covered(image.name, objects)]
     objects = merge_stuff(objects, stuff, background)
     pieces: list[_Piece] = []
@@ -129,7 +135,7 @@ def _pieces(
             dropped.append(Drop(image.name + window.name, "", NO_SEGMENT))
             continue
         pieces.append((*_content(image, pixels, window), segments))
-    return pieces, dropped
+    return pieces, dropped, [Drop(image.name, "", remark) for remark in remarks]
 
 
 def _content(image: SourceImage, pixels: np.ndarray, window: Window) -> tuple[str, Path | Image.Image]:
@@ -217,4 +223,5 @@ def _record(source: str | Path, options: ConvertOptions, report: Report) -> dict
         "images": report.images,
         "segments": report.segments,
         "dropped": [drop._asdict() for drop in report.dropped],
+        "remarks": [remark._asdict() for remark in report.remarks],
     }

@@ -2,13 +2,18 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from detr_jax.data.convert.source_images import Drop
+from detr_jax.data.convert.source_images import DARK, TURNED, Drop
+from detr_jax.data.example import Category
 
 RECORD = "conversion.json"
 _EXAMPLES = 3  # drops of a reason that the summary names
+_ADVICE = {
+    TURNED: "if the masks were drawn on the pixels as stored, convert with --orientation=stored",
+    DARK: "16-bit levels are divided by 257; if yours use fewer bits, scale the images to 8 bits first",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +24,17 @@ class Report:
       folder: Folder that was written.
       images: Number of images of each split.
       segments: Number of segments of each split.
+      categories: Categories of the folder.
       dropped: Everything of the source that the folder lacks.
+      remarks: What may be wrong with images that it has.
     """
 
     folder: Path
     images: dict[str, int]
     segments: dict[str, int]
+    categories: Sequence[Category]
     dropped: Sequence[Drop]
+    remarks: Sequence[Drop]
 
     @property
     def record(self) -> Path:
@@ -33,15 +42,27 @@ class Report:
         return self.folder / RECORD
 
     def lines(self) -> list[str]:
-        """The report as text: a line per split, and a line per reason with the first examples."""
-        lines = [
+        """The report as text: categories, a line per split, and one per reason with the first examples."""
+        things = sum(category.isthing for category in self.categories)
+        lines = [f"categories: {things} of things, {len(self.categories) - things} of stuff"]
+        lines += [
             f"{split}: {self.images[split]} images, {self.segments[split]} segments" for split in self.images
         ]
-        for reason, count in Counter(drop.reason for drop in self.dropped).most_common():
-            named = [drop for drop in self.dropped if drop.reason == reason][:_EXAMPLES]
-            examples = "; ".join(map(_describe, named)) + ("; ..." if count > len(named) else "")
-            lines.append(f"dropped, {reason}: {count} ({examples})")
+        lines += [f"dropped, {line}" for line in _by_reason(self.dropped)]
+        for remark, line in zip(_reasons(self.remarks), _by_reason(self.remarks), strict=True):
+            lines.append(f"{line}: {_ADVICE[remark]}")
         return lines
+
+
+def _reasons(drops: Sequence[Drop]) -> list[str]:
+    return [reason for reason, _ in Counter(drop.reason for drop in drops).most_common()]
+
+
+def _by_reason(drops: Sequence[Drop]) -> Iterator[str]:
+    for reason in _reasons(drops):
+        named = [drop for drop in drops if drop.reason == reason]
+        examples = "; ".join(map(_describe, named[:_EXAMPLES])) + ("; ..." if len(named) > _EXAMPLES else "")
+        yield f"{reason}: {len(named)} ({examples})"
 
 
 def _describe(drop: Drop) -> str:

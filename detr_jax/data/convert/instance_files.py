@@ -11,12 +11,14 @@ from detr_jax.data.annotation_fields import IMAGE, field_problem, file_name_prob
 from detr_jax.data.categories import is_flag
 from detr_jax.data.convert.conversion_options import ConvertOptions
 from detr_jax.data.convert.overlaps import Mask, stack
-from detr_jax.data.convert.polygons import decode_segmentation
+from detr_jax.data.convert.polygons import decode_box, decode_segmentation
 from detr_jax.data.convert.source_images import (
     NO_CATEGORY,
     NO_IMAGE,
     OTHER_SIZE,
+    REST,
     UNREADABLE,
+    VOID,
     AnnotatedImages,
     Drop,
     ImageDropped,
@@ -53,6 +55,7 @@ def read_instances(source: Path, options: ConvertOptions) -> AnnotatedImages:
                 entry["file_name"],
                 options.images / entry["file_name"],
                 functools.partial(_read, entry, objects[entry["id"]], ids, options.overlap),
+                entry["id"],
             )
             for entry in sorted(images, key=lambda entry: entry["file_name"])
         ],
@@ -127,6 +130,7 @@ def _read(
         )
     masks: list[Mask] = []
     names, labels, crowds, dropped = [], [], [], []
+    has_unknown = False
     for number, entry in enumerate(entries, 1):
         item, label, iscrowd = (
             str(entry.get("id", f"number {number}")),
@@ -140,6 +144,10 @@ def _read(
             mask = decode_segmentation(entry.get("segmentation"), size)
         except ImageDropped as error:
             dropped.append(Drop(name, item, error.reason, error.detail))
+            if error.reason == UNREADABLE:
+                box = decode_box(entry.get("bbox"), size)
+                has_unknown |= box is None
+                masks += [box._replace(is_void=True)] if box else []
             continue
         masks.append(mask._replace(below=bool(iscrowd), is_void=listed is None))
         if listed is None:
@@ -148,4 +156,5 @@ def _read(
         names.append(item)
         labels.append(listed)
         crowds.append(bool(iscrowd))
-    return ObjectMap(stack(masks, size, overlap), names, labels, crowds, dropped)
+    numbers = stack(masks, size, overlap, VOID if has_unknown else REST)
+    return ObjectMap(numbers, names, labels, crowds, dropped)

@@ -4,6 +4,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ def read_id_masks(source: Path, options: ConvertOptions) -> AnnotatedImages:
     """One image of object ids per image; 0 is no object. See `Reader`."""
     known, table = read_object_table(options)
     images, masks, dropped = _pair(_images_of(options), _by_stem(list_images([_folder(source)])))
+    dropped += _unknown_images(table, images, options)
     return AnnotatedImages(
         known,
         [
@@ -90,6 +92,7 @@ def read_object_masks(source: Path, options: ConvertOptions) -> AnnotatedImages:
         if _is_empty_folder(source / stem / "masks") or _is_empty_folder(source / stem)
     }
     images, _, dropped = _pair(listed, {stem: files[0] for stem, files in masks.items()} | without_objects)
+    dropped += _unknown_images(table, images, options)
     return AnnotatedImages(
         known,
         [
@@ -102,6 +105,12 @@ def read_object_masks(source: Path, options: ConvertOptions) -> AnnotatedImages:
         ],
         dropped,
     )
+
+
+def _unknown_images(table: ObjectTable, images: Mapping[str, Any], options: ConvertOptions) -> list[Drop]:
+    """Images of the table that have no mask, or that are no images."""
+    detail = f"{options.table} has it, but no image with a mask is called so below its folder"
+    return [Drop(image, "", NO_IMAGE, detail) for image in sorted(table.images - images.keys())]
 
 
 def _object_folders(source: Path) -> tuple[dict[str, list[ListedImage]], dict[str, list[ListedImage]]]:
@@ -209,7 +218,9 @@ def _stacked_objects(
     unusable = [drop for drop in dropped if drop.reason in (UNREADABLE, OTHER_SIZE)]
     if unusable and not masks:
         raise ImageDropped(unusable[0].reason, unusable[0].detail)
-    return ObjectMap(stack(masks, size, options.overlap), names, labels, [False] * len(names), dropped)
+    # Where an object lies that cannot be read is unknown, so nothing is certainly background.
+    numbers = stack(masks, size, options.overlap, VOID if unusable else REST)
+    return ObjectMap(numbers, names, labels, [False] * len(names), dropped)
 
 
 def _folder(path: Path) -> Path:

@@ -37,13 +37,17 @@ def boxed(mask: Bool[np.ndarray, "height width"]) -> Mask | None:
     return Mask(top, left, mask[top : rows[-1] + 1, left : columns[-1] + 1].copy())
 
 
-def stack(masks: Sequence[Mask], size: Size, rule: str) -> Int32[np.ndarray, "height width"]:
+def stack(
+    masks: Sequence[Mask], size: Size, rule: str, rest: int = REST
+) -> Int32[np.ndarray, "height width"]:
     """The number, from 1, of the object that gets each pixel; `VOID` or `REST` where there is none.
 
     Args:
       masks: Masks within the image.
       size: Height and width of the image.
       rule: Object that gets a pixel of several, see `ConvertOptions.overlap`.
+      rest: Value of the pixels of no object: `REST`, or `VOID` if some of them belong to objects that could
+        not be read.
     """
     order = list(range(len(masks)))
     if rule == "smaller":
@@ -52,7 +56,7 @@ def stack(masks: Sequence[Mask], size: Size, rule: str) -> Int32[np.ndarray, "he
         order.reverse()
     order.sort(key=lambda index: (not masks[index].is_void, not masks[index].below))
     values = np.cumsum([not mask.is_void for mask in masks])
-    numbers = np.full(size, REST, np.int32)
+    numbers = np.full(size, rest, np.int32)
     for index in order:
         top, left, pixels, _, is_void = masks[index]
         value = VOID if is_void else values[index]

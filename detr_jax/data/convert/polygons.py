@@ -38,6 +38,10 @@ def decode_segmentation(segmentation: Any, size: Size) -> Mask:
         problem = _polygon_problem(polygon, longest)
         if problem:
             raise ImageDropped(UNREADABLE, problem)
+    # COCO's code takes a list of four numbers as a box. Lines and points have no area.
+    segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
+    if not segmentation:
+        raise ImageDropped(EMPTY, "its polygons have less than three points")
     height, width = size
     merged = run_length.merge(run_length.frPyObjects(segmentation, height, width))
     mask = _from_runs(_decompress(merged["counts"].decode()) or [], height)
@@ -48,14 +52,27 @@ def decode_segmentation(segmentation: Any, size: Size) -> Mask:
     return mask
 
 
+def decode_box(box: Any, size: Size) -> Mask | None:
+    """The pixels of a box x, y, width, height within the image; None if it is none, or has no pixel there."""
+    if not isinstance(box, list) or len(box) != 4:
+        return None
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in box):
+        return None
+    x, y, width, height = box
+    left, top = math.floor(max(0, x)), math.floor(max(0, y))
+    right, bottom = math.ceil(min(size[1], x + width)), math.ceil(min(size[0], y + height))
+    if right <= left or bottom <= top:
+        return None
+    return Mask(top, left, np.ones((bottom - top, right - left), bool))
+
+
 def _polygon_problem(polygon: Any, longest: int) -> str | None:
-    # COCO's code takes a list of four numbers as a box, crashes on other types, and allocates memory in
-    # proportion to the length of the outline.
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        return "a polygon needs x and y of at least three points"
+    # COCO's code crashes on other types, and allocates memory in proportion to the length of the outline.
+    if not isinstance(polygon, list) or len(polygon) % 2:
+        return "a polygon needs x and y of each point"
     if not all(type(value) is int or (type(value) is float and math.isfinite(value)) for value in polygon):
         return "a polygon has coordinates that are not numbers"
-    if max(map(abs, polygon)) > _MARGIN * longest:
+    if max(map(abs, polygon), default=0) > _MARGIN * longest:
         return "a polygon leads far out of the image"
     return None
 

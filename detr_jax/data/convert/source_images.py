@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt8
+from PIL import Image
 
 from detr_jax.data.convert.conversion_options import ConvertOptions
 from detr_jax.data.example import Category, Size
-from detr_jax.data.image_files import ImageRules, load_stored, opened_image, page_count
+from detr_jax.data.image_files import ImageRules, exif_orientation, load_stored, opened_image, page_count
 from detr_jax.data.images import ListedImage, decode_image, to_rgb
 from detr_jax.errors import UserError
 
@@ -31,14 +32,19 @@ NO_CATEGORY = "no category"
 NO_SEGMENT = "no segment"
 OTHER_SIZE = "mask and image differ in size"
 
+# What is remarked about an image that is converted.
+TURNED = "turned by its EXIF orientation"
+DARK = "almost black"
+_DARKEST = 16  # of 255; the greatest level of an image that is remarked on as almost black
+
 
 class Drop(NamedTuple):
-    """Something of the source that the converted data lack.
+    """Something of the source that the converted data lack, or that is remarked about an image.
 
     Attributes:
       image: Name of the image.
       item: Name of the object; empty for a whole image.
-      reason: One of the reasons above.
+      reason: One of the reasons or remarks above.
       detail: Further explanation; may be empty.
     """
 
@@ -87,11 +93,13 @@ class SourceImage(NamedTuple):
       name: Path relative to the folder of images.
       path: Path of the file.
       read: The objects of the image, given its height and width. Raises `ImageDropped`.
+      image_id: Its id in the source, if it has one.
     """
 
     name: str
     path: Path
     read: Callable[[Size], ObjectMap]
+    image_id: int | None = None
 
 
 class AnnotatedImages(NamedTuple):
@@ -120,7 +128,8 @@ def read_ids(file: ListedImage, rules: ImageRules) -> Int32[np.ndarray, "height 
     """The ids that an image file holds: grey levels of 1, 8 or 16 bits, indices of a palette, or colours.
 
     Colours are ids as in COCO's panoptic PNGs, R + 256 G + 65536 B, unless all are grey: then they are grey
-    levels, saved with three channels. Masks are not turned by EXIF.
+    levels, saved with three channels. Masks are not turned by EXIF. A palette says nothing about ids, but one
+    whose indices were not chosen as ids is refused, see `_check_palette`; so is transparency.
 
     Raises:
       ImageDropped: The file cannot be read, or its pixels are not ids.
@@ -134,24 +143,58 @@ def read_ids(file: ListedImage, rules: ImageRules) -> Int32[np.ndarray, "height 
             mask = load_stored(opened, file.path)
         if mask.format == "JPEG":
             raise ImageDropped(UNREADABLE, f"{file.path} is a JPEG, whose compression changes ids")
+        if mask.mode == "P":
+            _check_palette(mask, file.path)
         if mask.mode in ("1", "L", "P") or mask.mode.startswith("I"):
             return np.asarray(mask).astype(np.int32)
+        if "A" in mask.getbands() and np.asarray(mask.getchannel("A")).min() < 255:
+            raise ImageDropped(
+                UNREADABLE, f"{file.path} has transparent pixels: save it without transparency"
+            )
         ids = ids_from_png(mask).astype(np.int32)
     except UserError as error:
         raise ImageDropped(UNREADABLE, f"{file.path}: {error}") from error
     return ids if (ids % _GREY).any() else ids // _GREY
 
 
-def read_pixels(path: Path, rules: ImageRules) -> np.ndarray:
-    """An image as RGB, uint8 (height, width, 3).
+def _check_palette(mask: Image.Image, path: Path) -> None:
+    """Refuses a palette that a program chose, since its indices are then no ids.
+
+    Programs that reduce an image to a palette number its colours in any order. So it is with a palette of
+    grey levels that are not their own indices, and with one whose black is not the first colour.
+
+    Raises:
+      ImageDropped: The palette is such a one.
+    """
+    palette = np.array(mask.getpalette("RGB") or (), np.uint8).reshape(-1, 3)
+    used = np.unique(np.asarray(mask))
+    used = used[used < len(palette)]
+    colors = palette[used]
+    is_grey = bool((palette == palette[:, :1]).all())
+    if (is_grey and (colors[:, 0] != used).any()) or (~colors.any(1) & (used > 0)).any():
+        raise ImageDropped(
+            UNREADABLE,
+            f"{path} has a palette whose indices may be no ids: save the ids as grey levels of 8 or 16 bits",
+        )
+
+
+def read_pixels(path: Path, rules: ImageRules) -> tuple[UInt8[np.ndarray, "height width 3"], list[str]]:
+    """An image as RGB, and what is remarked about it.
 
     Raises:
       ImageDropped: The file cannot be read.
     """
     try:
-        return to_rgb(decode_image(path, path, rules), path, rules)
+        image = decode_image(path, path, rules)
+        pixels = to_rgb(image, path, rules)
     except UserError as error:
         raise ImageDropped(UNREADABLE, str(error)) from error
+    remarks = []
+    if rules.orientation == "upright" and exif_orientation(image) != 1:
+        remarks.append(TURNED)
+    if pixels.max() < _DARKEST:
+        remarks.append(DARK)
+    return pixels, remarks
 
 
 def check_same_size(numbers: Int32[np.ndarray, "height width"], size: Size) -> None:
