@@ -131,6 +131,9 @@ def contradictions(config: ConfigDict) -> Iterator[str]:
         yield "init_backbone_from is set: must be '', since init_from initialises the backbone, too"
     if config.batch_size % config.accumulate_steps:
         yield f"accumulate_steps is {config.accumulate_steps}: must divide batch_size={config.batch_size}"
+    if distributed.processes > 1 and distributed.coordinator in ("", "auto"):
+        given = repr(distributed.coordinator)
+        yield f"distributed.coordinator is {given}: must be HOST:PORT, since distributed.processes is set"
     if distributed.process >= distributed.processes:
         process, processes = distributed.process, distributed.processes
         yield f"distributed.process is {process}: must be below distributed.processes={processes}"

@@ -52,6 +52,10 @@ CONTRADICTIONS = [
     ({"batch_size": 6, "accumulate_steps": 4}, "accumulate_steps is 4: must divide batch_size=6"),
     ({"init_from": "a.pth", "init_backbone_from": "b.pth"}, "init_backbone_from is set: must be ''"),
     ({"distributed.processes": 2, "distributed.process": 2}, "must be below distributed.processes=2"),
+    (
+        {"distributed.processes": 2, "distributed.process": 1},
+        "distributed.coordinator is '': must be HOST:PORT",
+    ),
 ]
 
 

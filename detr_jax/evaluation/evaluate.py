@@ -92,7 +92,10 @@ def _metrics(config: ConfigDict, training: bool, last: bool) -> tuple[str, ...]:
     left_out = {"masks"} if training else set()
     if training and not last and config.stage == "masks":
         left_out.add("boxes")  # the detector is frozen, so that its box AP never changes
-    return tuple(name for name in config.eval.metrics if name not in left_out) or ("pq",)
+    names = tuple(name for name in config.eval.metrics if name not in left_out)
+    if training and config.stage == "masks" and "pq" not in names:
+        return ("pq", *names)  # which chooses the best state, since box AP never changes
+    return names or ("pq",)
 
 
 def _true_objects(config: ConfigDict, categories: Sequence[Category]) -> TrueObjects:

@@ -6,7 +6,10 @@ collectives of the device programs.
 """
 
 import functools
+import os
 import pickle
+import re
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,25 +28,56 @@ AXIS = "batch"
 def connect(config: ConfigDict) -> None:
     """Joins the other processes of a run, if there are any. Must be called before any device is used.
 
+    A process that Slurm or Open MPI started alone on its host uses all devices of the host. Of several, each
+    uses one, as JAX decides.
+
     Args:
       config: The `distributed` section of a config.
 
     Raises:
-      UserError: The environment describes no cluster, or the settings contradict each other.
+      UserError: The environment describes no cluster, the settings contradict each other, or the port is in
+        use.
     """
     if not config.coordinator:
         return
+    # JAX would give a process that one of these started the device of its index on the host, and no other.
+    all_devices = _is_alone_on_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ
+    named = config.coordinator != "auto"
+    if named and config.process == 0:
+        _require_free_port(config.coordinator)
     try:
-        if config.coordinator == "auto":
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(config.coordinator, config.processes, config.process)
-    except ValueError as error:
+        jax.distributed.initialize(
+            config.coordinator if named else None,
+            config.processes if named else None,
+            config.process if named else None,
+            local_device_ids=[] if all_devices else None,
+        )
+    except (ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot join the other processes ({error}): under Slurm, Open MPI, Kubernetes or on cloud TPUs, "
             "set --config.distributed.coordinator=auto; elsewhere set coordinator=HOST:PORT, processes=COUNT "
             "and process=INDEX"
         ) from error
+
+
+def _require_free_port(coordinator: str) -> None:
+    """Raises a `UserError` if another program listens at the port, since JAX would crash."""
+    port = int(coordinator.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"distributed.coordinator is {coordinator}, but this host cannot listen there ({error}): "
+                "choose a free port"
+            ) from error
+
+
+def _is_alone_on_host() -> bool:
+    """Whether Slurm or Open MPI tells that it started one process per host."""
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""))
+    return re.fullmatch(r"1(\(x\d+\))?", tasks) is not None
 
 
 def per_device(

@@ -14,6 +14,11 @@ from pathlib import Path
 from detr_jax.errors import UserError
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
+_LESS_MEMORY = (
+    "The memory of a device is too small. A training needs less with --config.accumulate_steps=2 or more, "
+    "--config.model.remat=True, or --config.model.dtype=bfloat16; an evaluation with a smaller "
+    "--config.eval.batch_size, and detr-jax predict with a smaller --batch_size."
+)
 
 
 def enable_compilation_cache() -> None:
@@ -75,7 +80,7 @@ def share_one_heap() -> None:
 
 @contextlib.contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Exits with status 1 and `error: MESSAGE` on stderr if a `UserError` is raised.
+    """Exits with status 1 and `error: MESSAGE` on stderr if a `UserError` is raised, or memory is exhausted.
 
     Ctrl-C exits with status 130, as shells expect. Any other exception keeps its traceback.
     """
@@ -83,6 +88,11 @@ def exit_with_message() -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        # JAX's error, a RuntimeError; importing JAX for its name would take a second.
+        if type(error).__name__ != "JaxRuntimeError" or not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        sys.exit(f"error: {' '.join(str(error).split())[:300]}\n{_LESS_MEMORY}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -219,7 +219,7 @@ class BestCheckpoint:
                 "replace the best checkpoint of another run: move that folder, or choose another workdir"
             )
         self._images = images
-        self._score = _stored_score(self._folder / "evaluation.json", images)
+        self._kind, self._score = _stored_score(self._folder / "evaluation.json", images)
 
     def save_if_best(
         self, state: TrainState, iterator: grain.DatasetIterator, result: dict[str, Any]
@@ -231,9 +231,12 @@ class BestCheckpoint:
           iterator: Iterator over the training data.
           result: Result of the evaluation, compared by its panoptic quality or its box AP.
         """
-        if not _score(result) > self._score:
+        kind, score = _score(result)
+        if self._kind not in (kind, ""):
+            log(f"the best state so far was chosen by {self._kind}, now {kind} decides: it is replaced")
+        elif not score > self._score:
             return
-        self._score = _score(result)
+        self._kind, self._score = kind, score
         checkpoints = Checkpoints(self._folder, keep=1)
         checkpoints.save(state, iterator)
         checkpoints.wait()
@@ -245,29 +248,30 @@ class BestCheckpoint:
             )
 
 
-def _score(result: dict[str, Any]) -> float:
-    score = result["All"]["pq"] if "All" in result else result["AP"]
-    return -1.0 if score is None else float(score)  # None: nothing to measure
+def _score(result: dict[str, Any]) -> tuple[str, float]:
+    """The name of the score that states are compared by, and its value; -1 if there is nothing to measure."""
+    name, score = ("PQ", result["All"]["pq"]) if "All" in result else ("box AP", result["AP"])
+    return name, -1.0 if score is None else float(score)
 
 
-def _stored_score(file: Path, images: int) -> float:
+def _stored_score(file: Path, images: int) -> tuple[str, float]:
     """The score of an evaluation; minus infinity if the file is missing or damaged, or of other images."""
     if not file.exists():
-        return -math.inf
+        return "", -math.inf
     try:
         stored = parse_json(file.read_bytes(), str(file))
-        score = float(_score(stored))
+        score = _score(stored)
         compared = stored.get("images", images)  # earlier versions did not store it
     except (OSError, UserError, KeyError, TypeError, ValueError):
         log(f"{file} is damaged and is ignored: the next evaluation counts as the best so far")
-        return -math.inf
-    if compared != images:
+    else:
+        if compared == images:
+            return score
         log(
             f"{file} is of {compared} images and this run compares states on {images}: the next evaluation "
             "counts as the best so far"
         )
-        return -math.inf
-    return score
+    return "", -math.inf
 
 
 def _move_away(step_folder: Path, target: Path) -> None:

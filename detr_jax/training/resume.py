@@ -1,5 +1,6 @@
 """Checks that a run that resumes is the run that the working directory holds."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,19 @@ def check_same_run(workdir: str | Path, config: ConfigDict, categories: Sequence
             f"this run with --config.init_from={workdir}, or resume with what differs as it was"
             f"{listing(differences)}"
         )
+    if stored_config is not None and (changes := list(_changes(stored_config, config))):
+        hint = " (the schedule and the position in the data count batches)"
+        log(f"resuming with other settings: {'; '.join(changes)}{hint if 'batch_size' in changes[0] else ''}")
+
+
+def _changes(stored: dict[str, Any], config: ConfigDict) -> Iterator[str]:
+    """Yields the fields that may differ and do; those of the training data first."""
+    free = [path for path in FIELDS if path not in _FIXED and not path.startswith("distributed.")]
+    for path in sorted(free, key=lambda path: path != "batch_size"):
+        before, value = _stored_value(stored, path), _value(config, path)
+        # JSON has lists where a config has tuples.
+        if json.dumps(value, default=list) != json.dumps(before, default=list):
+            yield f"{path} is {value!r}, was {before!r}"
 
 
 def _follow_start(config: ConfigDict, path: str, before: Any) -> None:

@@ -110,25 +110,25 @@ def item_shapes(folder: Path, step: int, item: str) -> Any:
 
 
 def read_data_state(folder: Path, step: int) -> Any:
-    """The position in the data that this process saved, verified.
+    """The position in the data, verified: the number of batches, the same for all processes.
 
     Raises:
       DamagedCheckpointError: It is missing or damaged.
     """
     require_items(folder, step, ["data"])
-    file = folder / str(step) / "data" / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-    if not file.exists():
+    # The run may have had another number of processes. The checksum is that of process 0.
+    files = sorted((folder / str(step) / "data").glob("process_0-of-*.json"))
+    if not files:
         raise IncompleteCheckpointError(
-            f"the checkpoint of step {step} in {folder} has no {ITEMS['data']} for process "
-            f"{jax.process_index()} of {jax.process_count()}"
+            f"the checkpoint of step {step} in {folder} has no {ITEMS['data']} of process 0"
         )
+    file = files[0]
     expected = _stored_checksums(folder, step)
     try:
         state = parse_json(file.read_bytes(), str(file))
     except (UserError, OSError) as error:
         raise _damaged(folder, step, _first_line(error)) from error
-    # The checksum is that of process 0.
-    if expected and jax.process_index() == 0 and state_checksum(state)["data"] != expected.get("data"):
+    if expected and state_checksum(state)["data"] != expected.get("data"):
         raise _damaged(folder, step, "its position in the data is not as it was saved")
     return state
 

@@ -107,7 +107,7 @@ def test_one_process_connects_to_nothing_and_gathers_its_own_value():
 
 
 def test_rejects_an_environment_without_a_cluster(monkeypatch):
-    def initialize():
+    def initialize(*given, **named):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr("jax.distributed.initialize", initialize)
@@ -178,3 +178,47 @@ def test_two_processes_with_two_devices_each_equal_one_device(tmp_path):
     two_params, one_params = load_params(tmp_path / "two"), load_params(tmp_path / "one")
     for a, b in zip(jax.tree.leaves(two_params), jax.tree.leaves(one_params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+CONNECT = """
+import sys
+import jax
+from ml_collections import ConfigDict
+from detr_jax.runtime import parallel
+
+parallel.connect(ConfigDict({"coordinator": sys.argv[1], "processes": 1, "process": 0}))
+print(jax.process_count(), jax.config.values["jax_cuda_visible_devices"])
+"""
+
+
+def connect_under_slurm(coordinator, **environment):
+    command = [sys.executable, "-c", CONNECT, coordinator]
+    return subprocess.run(
+        command, env={**os.environ, **SLURM, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "visible"),
+    [({"SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, "all"), ({}, "0"), ({"SLURM_STEP_TASKS_PER_NODE": "8"}, "0")],
+)
+def test_a_process_alone_on_its_host_uses_all_devices(tasks, visible):
+    port = str(free_port())
+    for coordinator in ("auto", f"localhost:{port}"):
+        done = connect_under_slurm(coordinator, JAX_COORDINATOR_PORT=port, **tasks)
+        assert done.stdout.split() == ["1", visible], done.stderr[-2000:]
+
+
+def test_a_port_in_use_is_named():
+    with socket.socket() as listening:
+        listening.bind(("", 0))
+        listening.listen()
+        done = connect_under_slurm(f"localhost:{listening.getsockname()[1]}")
+    assert "cannot listen there ([Errno 98] Address already in use): choose a free port" in done.stderr

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from detr_jax.errors import DivergedError, MissingFileError, MissingPackageError, UserError
@@ -103,6 +104,14 @@ def test_user_errors_exit_with_their_message(error):
 def test_other_errors_pass_through(error):
     with pytest.raises(error), exit_with_message():
         raise error("a bug")
+
+
+def test_exhausted_memory_says_what_needs_less():
+    with pytest.raises(SystemExit) as left, exit_with_message():
+        jax.block_until_ready(jax.numpy.ones((2**21, 2**21)))  # 16 TiB
+    message = left.value.code
+    assert message.startswith("error: RESOURCE_EXHAUSTED: ") and "--config.accumulate_steps=2" in message
+    assert len(message.splitlines()) == 2
 
 
 def test_ctrl_c_exits_as_shells_expect(capsys):

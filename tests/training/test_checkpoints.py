@@ -103,6 +103,30 @@ def test_states_are_compared_on_the_same_images(state, batches, tmp_path, capsys
     assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == {"images": 500, "AP": 0.5}
 
 
+def test_a_best_state_that_another_score_chose_is_replaced(state, batches, tmp_path, capsys):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "evaluation.json").write_text('{"images": 9, "All": {"pq": 0.8}}')
+    for name in ("config.json", "categories.json"):
+        (tmp_path / name).write_text("{}")
+    best = BestCheckpoint(tmp_path, 1, 9)
+    for step, score in ((1, 0.4), (2, 0.3)):
+        best.save_if_best(state._replace(step=step), batches, {"AP": score})
+    assert "was chosen by PQ, now box AP decides" in capsys.readouterr().out
+    assert json.loads((tmp_path / "best" / "evaluation.json").read_text()) == {"images": 9, "AP": 0.4}
+
+
+def test_a_run_resumes_with_another_number_of_processes(state, batches, tmp_path):
+    save(tmp_path, state._replace(step=1), batches)
+    file = tmp_path / "checkpoints" / "1" / "data" / "process_0-of-1.json"
+    file.with_name("process_1-of-2.json").write_bytes(file.read_bytes())
+    file.rename(file.with_name("process_0-of-2.json"))
+    next(batches)
+    position = batches.get_state()
+    assert Checkpoints(tmp_path, 2).usable_step(False) == 1
+    assert Checkpoints(tmp_path, 2).restore(state, batches).step == 1
+    assert batches.get_state() != position
+
+
 def test_does_not_replace_the_best_checkpoint_of_another_run(state, batches, tmp_path):
     save(tmp_path / "best", state._replace(step=5), batches)
     with pytest.raises(UserError, match="holds step 5, but this run starts at step 2"):

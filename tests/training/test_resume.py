@@ -27,12 +27,23 @@ def workdir(tmp_path):
     return tmp_path
 
 
-def test_the_same_run_resumes_with_other_settings_of_the_training(workdir):
+def test_the_same_run_resumes_with_other_settings_of_the_training(workdir, capsys):
     config = small_run()
     config.model.num_classes = 0
     config.optim.learning_rate, config.batch_size, config.steps, config.model.dropout = 1e-5, 2, 100, 0.3
     config.data.root = "elsewhere"
     check_same_run(workdir, config, FIELD)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith("resuming with other settings: batch_size is 2, was 4; ")
+    for change in (
+        "steps is 100, was 4",
+        "model.dropout is 0.3, was 0.0",
+        "data.root is 'elsewhere', was ''",
+    ):
+        assert change in printed
+    assert printed.endswith("(the schedule and the position in the data count batches)")
+    check_same_run(workdir, small_run(), FIELD)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
