@@ -109,6 +109,9 @@ class _Run:
         self.config = config
         self.source, self._held_out = load_source(config.data, "train"), load_source(config.data, "eval")
         self.plan = StepPlan.from_config(config, len(self.source), len(self._held_out))
+        if 0 < self.plan.total <= config.optim.warmup_steps:
+            warmup = f"optim.warmup_steps is {config.optim.warmup_steps}"
+            log(f"{warmup} and the run has {self.plan.total} steps: its learning rates only rise")
         self.batches = train_data(self.source, config)
         if latest_step(workdir):
             check_same_run(workdir, config, self.source.categories)
