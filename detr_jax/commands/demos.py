@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from detr_jax.commands.options import Commands, add_categories, add_dilation, positive
+from detr_jax.errors import UserError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -49,6 +50,8 @@ def demo(options: argparse.Namespace) -> None:
     predictor = Predictor.from_pretrained(
         options.weights, dilation=options.dilation, categories=options.categories
     )
+    if not predictor.has_masks:
+        raise UserError(f"{options.weights} has no mask head, which the page needs: choose a panoptic model")
     predictor.config.data.max_pixels = options.max_pixels
     signal.signal(signal.SIGTERM, _stop)
     with tempfile.TemporaryDirectory(prefix="detr_jax_demo_", ignore_cleanup_errors=True) as folder:

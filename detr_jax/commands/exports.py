@@ -68,3 +68,5 @@ def export(options: argparse.Namespace) -> None:
         masks=options.masks,
     )
     print(f"wrote {options.file}")
+    if options.file.endswith(".pth"):
+        print("it holds weights alone; .safetensors also keeps image size, thresholds and class names")

@@ -21,7 +21,9 @@ def add_predict(commands: Commands) -> None:
         "(.pth, .safetensors); repository on the Hugging Face hub; or folder of a run",
     )
     parser.add_argument(
-        "--output", required=True, help="folder to write to; the same command resumes what was stopped"
+        "--output",
+        required=True,
+        help="folder to write to; the same command resumes what was stopped, another one replaces it",
     )
     parser.add_argument(
         "--overlays",

@@ -15,6 +15,8 @@ from detr_jax.weights.export import safetensors_file, torch_file
 
 _WEIGHTS = (".safetensors", ".pth")
 _PROGRAMS = (".stablehlo", ".onnx")
+DTYPES = ("float32", "float16")
+LAYOUTS = ("original", "transformers", "timm")
 SUFFIXES = _WEIGHTS + _PROGRAMS
 
 
@@ -59,6 +61,11 @@ def export(
     suffix = Path(file).suffix
     if suffix not in SUFFIXES:
         raise UserError(f"cannot export to {file}: its suffix must be one of {', '.join(SUFFIXES)}")
+    if dtype not in DTYPES or layout not in LAYOUTS:
+        raise UserError(
+            f"cannot export dtype {dtype!r} in the layout {layout!r}: dtypes are {', '.join(DTYPES)}, and "
+            f"layouts {', '.join(LAYOUTS)}"
+        )
     if suffix in _PROGRAMS and (dtype, layout) != ("float32", "original"):
         raise UserError(f"{suffix} files hold a program: dtype and layout apply to {' and '.join(_WEIGHTS)}")
     if suffix in _WEIGHTS and shape is not None:

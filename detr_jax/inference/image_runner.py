@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detr_jax.data.example import Size
+from detr_jax.data.image_files import check_size
 from detr_jax.data.images import ImageRules, pad_images, resize_for_eval, static_shape
 from detr_jax.data.inputs import AnyImage, ImageList, naming_image, read_input
 from detr_jax.data.panoptic import PanopticSegmentation
@@ -27,14 +28,15 @@ RunBatch = Callable[
 class ImageRunner:
     """Runs a segmenter on images, resized as in evaluation."""
 
-    def __init__(self, segmenter: Segmenter, data: ConfigDict):
+    def __init__(self, segmenter: Segmenter, config: ConfigDict):
         """Compiles nothing yet.
 
         Args:
           segmenter: The model, on a single device.
-          data: Section `data` of the config: image sizes and how images are read.
+          config: Whole config. Its sections `data`, image sizes and how images are read, and `eval`,
+            thresholds, may change at any time.
         """
-        self._segmenter, self._data = segmenter, data
+        self._segmenter, self._data, self._eval = segmenter, config.data, config.eval
         self._has_masks = "mask_head" in segmenter.params
 
     def read(self, image: AnyImage, unit_range: bool = False) -> ReadImage:
@@ -69,17 +71,22 @@ class ImageRunner:
         """`segment` with a threshold of its own if one is given.
 
         Args:
-          threshold: Class probability above which a query becomes a segment; by default the segmenter's.
+          threshold: Class probability above which a query becomes a segment; by default the config's.
 
         Raises:
           UserError: The model has no mask head, or the threshold is no probability.
         """
         if not self._has_masks:
             raise UserError("this checkpoint has no mask head: use detect(), or load a panoptic checkpoint")
-        rules = self._segmenter.rules
+        rules = self.rules
         if threshold is not None:
             rules = dataclasses.replace(rules, threshold=checked_threshold(threshold))
         return functools.partial(self.segment, rules=rules)
+
+    @property
+    def rules(self) -> FusionRules:
+        """Thresholds of the fusion, as the config has them now."""
+        return FusionRules.from_config(self._eval)
 
     def warmup(self, sizes: Iterable[Size], batch_size: int) -> None:
         """Compiles the programs for images of given sizes, see `Predictor.warmup`.
@@ -93,6 +100,7 @@ class ImageRunner:
         """
         by_shape: dict[Size, ReadImage] = {}
         for height, width in map(checked_size, sizes):
+            check_size(width, height, "an image to compile for", ImageRules.from_config(self._data))
             blank = self.read(np.zeros((height, width, 3), np.uint8))
             by_shape[blank.shape] = blank
         for blank in by_shape.values():

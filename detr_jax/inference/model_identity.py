@@ -12,6 +12,12 @@ from detr_jax.data.example import Category
 from detr_jax.models.detr import Params
 from detr_jax.weights.checksums import tree_checksums
 
+# Beside `model`, the fields that change a segmentation.
+_SETTINGS = {
+    "data": ("eval_scale", "max_size", "eval_shapes", "orientation"),
+    "eval": ("threshold", "merge_stuff", "duplicate_iou"),
+}
+
 
 def model_identity(config: ConfigDict, categories: Sequence[Category], params: Params) -> str:
     """A checksum of all that a segmentation depends on beside the image: weights, settings, version.
@@ -21,6 +27,8 @@ def model_identity(config: ConfigDict, categories: Sequence[Category], params: P
       categories: Categories of the model's classes.
       params: Parameters of the model.
     """
-    settings = {name: config[name].to_dict() for name in ("model", "data", "eval")}
+    settings = {"model": config.model.to_dict()}
+    for section, names in _SETTINGS.items():
+        settings[section] = {name: config[section][name] for name in names}
     content = [__version__, settings, to_json(categories), tree_checksums("params", params)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -70,8 +70,9 @@ def predict_files(
     """Segments image files and writes the results in COCO's panoptic format.
 
     An image that fails does not stop the others. The results replace those of an earlier run as a whole at
-    the end, also after an interruption, which then keeps the images done so far. Images that an earlier run
-    segmented, even one that was killed, are not segmented again if neither they nor the settings changed.
+    the end. After an interruption they do so only if no prediction of other images or settings gets lost.
+    Images that an earlier run segmented, even one that was killed, are not segmented again if neither they
+    nor the settings changed.
 
     Args:
       predictor: Model with a mask head.
@@ -101,6 +102,8 @@ def predict_files(
         if len(output.pending) < len(listed):
             finished = len(listed) - len(output.pending)
             log(f"{finished} of {len(listed)} images were finished by an earlier run with the same settings")
+        if output.replaced:
+            log(f"{output.replaced} earlier predictions, of other images or settings, will be replaced")
         job = _FolderJob(predictor, listed, output, tiling)
         _run_and_publish(job, output, folder, batch_size or _default_batch_size())
     failures = [reason for _, reason in sorted(job.failures.items())]
@@ -113,14 +116,22 @@ def predict_files(
 def _run_and_publish(
     job: "_FolderJob", output: PredictionFolder, folder: str | Path, batch_size: int
 ) -> None:
-    """Segments the pending images. If interrupted, it still publishes what is finished."""
+    """Segments the pending images. If interrupted, it still publishes what is finished.
+
+    But predictions of other images or settings are only replaced by a run that ends, and has some.
+    """
+    ended = False
     with Interruption() as interruption:
         try:
             with interruption.immediate(), progress("images", len(output.pending)) as advance:
                 job.run(batch_size, advance)
+            ended = True
         finally:
-            count = output.publish()
-            log(f"wrote {count} predictions to {_printable(folder)}")
+            if output.replaced and not (ended and output.finished):
+                kept = f"{output.replaced} earlier predictions in {_printable(folder)} are kept"
+                log(f"{kept}: the same command finishes the new ones, then replaces them")
+            else:
+                log(f"wrote {output.publish()} predictions to {_printable(folder)}")
 
 
 class _FolderJob:

@@ -126,6 +126,17 @@ class PredictionFolder:
                 append_record(self._records, record)
                 self._done[index] = record
 
+    @property
+    def replaced(self) -> int:
+        """Number of earlier predictions, of other images or settings, that `publish` would replace."""
+        kept = {("panoptic", record.name) for record in self._done.values()}
+        return sum(folder == "panoptic" for folder, _ in self._replaced - kept)
+
+    @property
+    def finished(self) -> int:
+        """Number of images that have a prediction."""
+        return len(self._done)
+
     def publish(self) -> int:
         """Replaces the results of the earlier run by those added so far, and those that it shares with them.
 

@@ -61,7 +61,7 @@ class Predictor:
         devices = jax.local_devices()[:1]
         replicated = parallel.replicate(params, devices)
         self._segmenter = Segmenter.from_config(self.config, model, replicated, categories, devices)
-        self._runner = ImageRunner(self._segmenter, self.config.data)
+        self._runner = ImageRunner(self._segmenter, self.config)
 
     @classmethod
     def from_pretrained(
@@ -270,7 +270,7 @@ class Predictor:
         `prepare(image).segment(threshold=0.5)` has the segmentation of `__call__`, up to rounding. Arguments
         and errors are as there.
         """
-        return prepare_image(self._segmenter, self._runner.read(image, unit_range))
+        return prepare_image(self._segmenter, self._runner.read(image, unit_range), self._runner.rules)
 
     def attention(
         self,

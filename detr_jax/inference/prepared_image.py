@@ -18,7 +18,7 @@ from detr_jax.data.example import Size
 from detr_jax.data.images import pad_images
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
-from detr_jax.inference.fusion import DeviceRules, list_pairs, surviving_queries
+from detr_jax.inference.fusion import DeviceRules, FusionRules, list_pairs, surviving_queries
 from detr_jax.inference.original_sizes import resizing
 from detr_jax.inference.read_ahead import ReadImage
 from detr_jax.inference.segmentation_program import (
@@ -60,6 +60,7 @@ class PreparedImage:
     _canvas: Size
     _size: Int[np.ndarray, "1 2"]
     _orig_size: Int[np.ndarray, "1 2"]
+    _rules: FusionRules
 
     def segment(self, threshold: float | None = None, duplicate_iou: float | None = None) -> FusedQueries:
         """Fuses the masks of the queries into a segmentation: that of `Predictor`, up to rounding.
@@ -78,7 +79,7 @@ class PreparedImage:
         for name, value in changed.items():
             if not 0 <= value <= 1:
                 raise UserError(f"{name}={value} must be from 0 to 1")
-        rules = dataclasses.replace(self._segmenter.rules, **changed)
+        rules = dataclasses.replace(self._rules, **changed)
         repeats = resizing(self._canvas, self._size, self._orig_size)
         size, repeats = parallel.shard((self._size, repeats), self._segmenter.devices)
         program = _compiled_programs(self._segmenter.model, self._segmenter.devices).fuse
@@ -88,12 +89,13 @@ class PreparedImage:
         return FusedQueries(found.fetch(), np.flatnonzero(visible))
 
 
-def prepare_image(segmenter: Segmenter, image: ReadImage) -> PreparedImage:
+def prepare_image(segmenter: Segmenter, image: ReadImage, rules: FusionRules) -> PreparedImage:
     """Runs the detector, and the mask head for all queries.
 
     Args:
       segmenter: The model, on a single device.
       image: An image as `ImageRunner` reads it.
+      rules: Thresholds of the fusion, unless `PreparedImage.segment` is given others.
 
     Raises:
       UserError: The model has no mask head.
@@ -103,7 +105,8 @@ def prepare_image(segmenter: Segmenter, image: ReadImage) -> PreparedImage:
     canvas, size = pad_images([image.pixels], image.shape)
     programs = _compiled_programs(segmenter.model, segmenter.devices)
     results = programs.predict(segmenter.params, *parallel.shard((canvas, size), segmenter.devices))
-    return PreparedImage(segmenter, results, image.shape, size, np.array([image.orig_size], np.int32))
+    orig_size = np.array([image.orig_size], np.int32)
+    return PreparedImage(segmenter, results, image.shape, size, orig_size, rules)
 
 
 class _Programs(NamedTuple):

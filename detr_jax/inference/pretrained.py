@@ -10,7 +10,7 @@ from detr_jax.data.example import Category
 from detr_jax.errors import MissingFileError, UserError
 from detr_jax.models.detr import Detr, Params, build_model
 from detr_jax.weights import layouts, tensor_files
-from detr_jax.weights.checkpoint_model import model_of_tensors
+from detr_jax.weights.checkpoint_model import image_size_beside, model_of_tensors
 from detr_jax.weights.class_agreement import GivenCategories, categories_of
 from detr_jax.weights.initialize import load_model
 from detr_jax.weights.runs import STORED_FILES, latest_step, stored_with
@@ -74,6 +74,7 @@ def _load_published(source: str | Path, dilation: bool | None, config: ConfigDic
     config.model.masks = layouts.is_panoptic(state)
     # The name and a config.json beside the file override what the tensors determine.
     config.model.update(layouts.model_options_of(state) | model_of_tensors(state, str(source)))
+    config.data.update(image_size_beside(source))
     if dilation is not None:
         config.model.dilation = dilation
     validate(config)

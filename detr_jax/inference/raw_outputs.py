@@ -47,6 +47,8 @@ def raw_outputs(
     Raises:
       UserError: An image is larger than `pad_to`.
     """
+    if not images:
+        return []
     canvas, size = model_input(images, resize, pad_to)
     outputs, features = segmenter.detect(canvas, size)
     mask_logits: list[Any] = [None] * len(images)

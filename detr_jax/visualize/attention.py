@@ -10,6 +10,7 @@ from detr_jax.data.example import Size, pixel_corners
 from detr_jax.data.inputs import AnyImage, read_input
 from detr_jax.data.token_grid import Point, TokenGrid
 from detr_jax.errors import UserError
+from detr_jax.visualize.drawn_segments import rules_for
 
 # The image is shown darker and with less colour, so that the weights stand out.
 _BRIGHTNESS = 0.75
@@ -54,7 +55,7 @@ def attention_overlay(
     """
     if not 0 <= opacity <= 1:
         raise UserError(f"opacity={opacity} must be from 0 to 1")
-    image = read_input(image, unit_range=unit_range)
+    image = read_input(image, rules_for(grid.image_size), unit_range)
     _check_shapes(image.shape[:2], weights, grid)
     picture = Image.fromarray(_blend(image, heat_map(weights, grid), opacity))
     draw = ImageDraw.Draw(picture)

@@ -17,6 +17,7 @@ from detr_jax.visualize.drawn_segments import (
     enlarge,
     label_text,
     picture_scale,
+    rules_for,
 )
 from detr_jax.visualize.label_drawing import add_legend, draw_labels
 from detr_jax.visualize.label_placement import Labelling, Placer, place_with
@@ -61,7 +62,7 @@ def draw_boxes(
       MissingFileError: There is no such file.
       UserError: The image cannot be read, or an argument is out of range.
     """
-    pixels = read_input(image, unit_range=unit_range)
+    pixels = read_input(image, rules_for(getattr(image, "shape", ())), unit_range)
     factor = picture_scale(pixels.shape[:2], scale)
     picture = Image.fromarray(enlarge(pixels, factor))
     inside = _inside(detections, pixels.shape[:2])

@@ -1,6 +1,7 @@
 """What pictures of a segmentation share: numbered segments with their texts and colours, and the size."""
 
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Integer, UInt8
 
 from detr_jax.data.example import Category
+from detr_jax.data.images import ImageRules
 from detr_jax.data.inputs import AnyImage, read_input
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
@@ -105,7 +107,7 @@ def read_matching_image(
       MissingFileError: There is no such file.
       UserError: The image cannot be read, or its size is not that of the segmentation.
     """
-    pixels = read_input(image, unit_range=unit_range)
+    pixels = read_input(image, rules_for(segmentation.segment_map.shape), unit_range)
     if pixels.shape[:2] != segmentation.segment_map.shape:
         sizes = ["x".join(map(str, shape)) for shape in (pixels.shape[:2], segmentation.segment_map.shape)]
         raise UserError(
@@ -114,6 +116,11 @@ def read_matching_image(
             "data.orientation='stored', give the array that it saw, read_input(path, predictor.image_rules)"
         )
     return pixels
+
+
+def rules_for(size: tuple[int, ...]) -> ImageRules:
+    """How an image is read that a model has seen: of its size it may be, whatever the usual limit."""
+    return ImageRules(max_pixels=max(ImageRules().max_pixels, math.prod(size)))
 
 
 def check_opacity(opacity: float) -> None:

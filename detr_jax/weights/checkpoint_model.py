@@ -120,9 +120,30 @@ def dilation_of(source: str | Path) -> bool | None:
 
 def config_beside(source: str | Path) -> dict[str, Any]:
     """The config.json of transformers beside a checkpoint file; empty if there is none that can be read."""
-    file = tensor_files.locate(source).parent / "config.json"
+    content = _json_beside(source, "config.json")
+    return content if content.get("model_type") == "detr" else {}
+
+
+def image_size_beside(source: str | Path) -> dict[str, int]:
+    """The image size in the preprocessor_config.json of transformers beside a checkpoint file.
+
+    Returns:
+      `eval_scale` and `max_size` of the config's section `data`, as far as they are stored: the lengths in
+      pixels of the shorter side, and of the longer one at most.
+    """
+    content = _json_beside(source, "preprocessor_config.json")
+    size = content.get("size")
+    if not isinstance(size, dict):  # as older versions stored it
+        size = {"shortest_edge": size, "longest_edge": content.get("max_size")}
+    named = {"eval_scale": size.get("shortest_edge"), "max_size": size.get("longest_edge")}
+    return {name: value for name, value in named.items() if type(value) is int and 0 < value < 10_000}
+
+
+def _json_beside(source: str | Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file beside a checkpoint file; empty if there is none that can be read."""
+    file = tensor_files.locate(source).parent / name
     try:
         content = parse_json(file.read_bytes(), str(file), max_bytes=4_000_000)
     except (OSError, UserError):  # whatever lies there, the checkpoint can be used without it
         return {}
-    return content if isinstance(content, dict) and content.get("model_type") == "detr" else {}
+    return content if isinstance(content, dict) else {}

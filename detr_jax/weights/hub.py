@@ -9,6 +9,8 @@ from detr_jax.errors import MissingFileError
 from detr_jax.weights.downloads import offline
 
 FILES = ("model.safetensors", "pytorch_model.bin")
+# What tells the model and the size of its images.
+BESIDE = ("config.json", "preprocessor_config.json")
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@\S+)?")
 _SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".json", ".yaml")
@@ -21,7 +23,7 @@ def is_repository(name: str) -> bool:
 
 @functools.cache  # the config and the tensors of a checkpoint are read one after the other
 def fetch(name: str) -> Path:
-    """Path of a repository's checkpoint in the cache of the hub, with its `config.json` beside it.
+    """Path of a repository's checkpoint in the cache of the hub, with `BESIDE` beside it.
 
     The hub is asked once for each file. If it does not answer, the cache serves.
 
@@ -96,8 +98,9 @@ def _download(repository: str, revision: str | None) -> Path | None:
             path = huggingface_hub.hf_hub_download(repository, file, revision=revision)
         except EntryNotFoundError:
             continue
-        with contextlib.suppress(EntryNotFoundError):
-            huggingface_hub.hf_hub_download(repository, "config.json", revision=revision)
+        for beside in BESIDE:
+            with contextlib.suppress(EntryNotFoundError):
+                huggingface_hub.hf_hub_download(repository, beside, revision=revision)
         return Path(path)
     return None
 

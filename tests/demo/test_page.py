@@ -15,6 +15,7 @@ import pytest
 from tiny import tiny_config
 
 from detr_jax import Predictor
+from detr_jax.__main__ import main
 from detr_jax.data.categories import coco_panoptic
 from detr_jax.errors import UserError
 
@@ -145,3 +146,8 @@ def test_uploads_are_deleted_when_the_command_stops(number, tmp_path):
         assert server.wait(60) == 128 + number
         timer.cancel()
     assert not list(tmp_path.rglob("*.png"))
+
+
+def test_a_detector_has_no_page():
+    with pytest.raises(SystemExit, match="shapes-boxes has no mask head, which the page needs"):
+        main(["demo", "--weights=shapes-boxes"])

@@ -91,6 +91,14 @@ def test_rejects_an_unknown_suffix(run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("options", [{"dtype": "int8"}, {"layout": "mine"}])
+def test_rejects_an_unknown_dtype_or_layout(run, tmp_path, options):
+    with pytest.raises(
+        UserError, match="cannot export dtype .* dtypes are float32, float16, and layouts original"
+    ):
+        export(run, tmp_path / "a.safetensors", **options)
+
+
 @pytest.mark.slow
 def test_an_onnx_file_gives_the_raw_outputs(run, tmp_path):
     pytest.importorskip("jax2onnx")

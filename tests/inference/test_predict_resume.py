@@ -83,6 +83,48 @@ def test_other_settings_do_everything_again(predictor, folder_config, tiny_model
     assert other.segmented == ["a.png"]
 
 
+def test_an_interruption_never_costs_results_of_other_images(predictor, tmp_path, capsys):
+    """A mistyped command that is stopped at once leaves the finished results as they were."""
+    heights = {"a.png": 40, "b.png": 41, "c.png": 40, "d.png": 40}
+    files = [save_image(tmp_path / name, height, 60) for name, height in heights.items()]
+    out = tmp_path / "out"
+    run(predictor, files[2:], out)
+    before = {path: path.read_bytes() for path in out.rglob("*.png")}
+    capsys.readouterr()
+    with pytest.raises(KeyboardInterrupt):
+        run(failing(predictor, interrupt), files[:2], out)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 earlier predictions, of other images or settings, will be replaced" in printed
+    assert "2 earlier predictions in" in printed and "are kept" in printed
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(json.loads((out / "panoptic.json").read_text())["images"]) == 2
+    recording = Recording(predictor)
+    run(recording, files[:2], out)
+    assert recording.segmented == ["b.png"]
+    assert written_names(out) == ["a.png", "b.png"]
+
+
+def test_a_run_without_a_result_replaces_nothing(predictor, tmp_path):
+    files = [save_image(tmp_path / "a.png", 40, 60), tmp_path / "b.png"]
+    files[1].write_text("no image")
+    run(predictor, files[:1], tmp_path / "out")
+    with pytest.raises(UserError, match="1 of 1 images failed"):
+        run(predictor, files[1:], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / "panoptic").iterdir()] == ["a.png"]
+
+
+def test_settings_that_change_no_result_repeat_nothing(
+    predictor, folder_config, tiny_model, tiny_params, tmp_path
+):
+    file = save_image(tmp_path / "a.png", 40, 60)
+    run(predictor, [file], tmp_path / "out")
+    changed = folder_config.copy_and_resolve_references()
+    changed.data.max_pixels, changed.data.threads, changed.eval.batch_size = 10**8, 3, 7
+    recording = Recording(Predictor(tiny_model, jax.device_get(tiny_params), coco_panoptic(), changed))
+    run(recording, [file], tmp_path / "out")
+    assert recording.segmented == []
+
+
 def test_sigterm_keeps_what_is_done(predictor, tmp_path):
     terminated = failing(predictor, lambda: os.kill(os.getpid(), signal.SIGTERM))
     heights = {"a.png": 40, "b.png": 41, "c.png": 40}

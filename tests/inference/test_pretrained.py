@@ -25,6 +25,22 @@ def test_a_folder_of_save_pretrained_says_whether_its_model_is_dilated(folder):
     assert not load_pretrained(folder, False, None, {}, None).model.dilation
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"size": {"shortest_edge": 480, "longest_edge": 640}}, (480, 640)),
+        ({"size": 512, "max_size": 900}, (512, 900)),
+        ({"size": {"height": 400, "width": 400}}, (800, 1333)),
+        ({"size": {"shortest_edge": -1, "longest_edge": 1e9}}, (800, 1333)),
+        ([], (800, 1333)),
+    ],
+)
+def test_images_have_the_size_that_lies_beside_the_model(folder, content, expected):
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    data = load_pretrained(folder, None, None, {}, None).config.data
+    assert (data.eval_scale, data.max_size) == expected
+
+
 def test_without_a_config_the_name_says_whether_a_model_is_dilated(folder):
     for name, dilation in (
         ("detr-r50-dc5-00000000.safetensors", True),

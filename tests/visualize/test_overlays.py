@@ -11,6 +11,7 @@ from PIL import Image
 from detr_jax.data.example import Category
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
+from detr_jax.visualize.drawn_segments import read_matching_image
 from detr_jax.visualize.label_space import label_font
 from detr_jax.visualize.overlays import overlay
 
@@ -164,3 +165,11 @@ def test_pictures_that_are_blended_in_blocks_are_the_same(monkeypatch):
     whole = overlay(image, segmentation, labels=False)
     monkeypatch.setattr("detr_jax.visualize.overlays._BLOCK_PIXELS", 7 * 40)
     np.testing.assert_array_equal(overlay(image, segmentation, labels=False), whole)
+
+
+def test_images_above_the_usual_limit_are_read_to_be_drawn():
+    """Who segmented one has raised the limit."""
+    rows, columns = 1, 64_000_001
+    segmentation = PanopticSegmentation(np.zeros((rows, columns), np.int32), [], CATEGORIES)
+    image = np.zeros((rows, columns, 3), np.uint8)
+    assert read_matching_image(image, segmentation).shape == image.shape
