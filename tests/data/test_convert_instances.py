@@ -236,3 +236,13 @@ def test_objects_that_cannot_be_read_are_void_and_not_background(tmp_path, box, 
     example, categories = examples(tmp_path / "out", "all")["one.png"]
     areas = dict(zip(categories, example.areas.tolist(), strict=True))
     assert areas == {"cat": 50, **({"ground": ground} if ground else {})}
+
+
+def test_an_image_that_is_listed_twice_has_the_objects_of_both(tmp_path):
+    images = [{"id": 2, "file_name": "one.png", "height": 40, "width": 60}]
+    ids = squares()
+    source = write(tmp_path, [annotation(1, encoded(ids == 3)), annotation(2, encoded(ids == 7), 2)], images)
+    report = convert(source, tmp_path / "out", options(tmp_path))
+    assert report.dropped == [] and report.images == {"all": 1}
+    example, _ = examples(tmp_path / "out", "all")["one.png"]
+    assert same_regions(example.segment_map, ids, void=(0, 300))

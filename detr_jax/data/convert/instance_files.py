@@ -43,10 +43,12 @@ def read_instances(source: Path, options: ConvertOptions) -> AnnotatedImages:
         known = categories.from_json(content["categories"])
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    images, dropped = _images(content["images"], options.images)
+    images, same_as, dropped = _images(content["images"], options.images)
     objects, strays = _objects(
         content["annotations"], {entry["id"] for entry in content["images"] if _valid(entry)}
     )
+    for again, first in same_as.items():
+        objects[first] += objects.pop(again, [])
     ids = {category.id for category in known}
     return AnnotatedImages(
         known,
@@ -81,27 +83,38 @@ def _valid(entry: Any) -> bool:
     return field_problem(entry, IMAGE) is None
 
 
-def _images(entries: Sequence[Any], folder: Path) -> tuple[list[dict[str, Any]], list[Drop]]:
-    """The entries of images that can be read, each id and name once, and what is wrong with the others."""
+def _images(entries: Sequence[Any], folder: Path) -> tuple[list[dict[str, Any]], dict[int, int], list[Drop]]:
+    """The entries of images that can be read, each id and name once, and what is wrong with the others.
+
+    Also returns the further ids of images that are listed several times, with the id that each has here.
+    """
     dropped: list[Drop] = []
     by_id: dict[int, dict[str, Any]] = {}
-    names: set[str] = set()
+    names: dict[str, dict[str, Any]] = {}
+    same_as: dict[int, int] = {}
     for entry in entries:
         name = str(entry.get("file_name", "?")) if isinstance(entry, dict) else "?"
         problem = field_problem(entry, IMAGE)
         if problem:
             reason = file_name_problem(name)
             dropped.append(Drop(name, "", UNREADABLE, f"the name {reason}" if reason else problem))
-        elif entry["id"] in by_id or name in names:
-            dropped.append(Drop(name, "", UNREADABLE, "its id or name is listed twice"))
+        elif entry["id"] in by_id or entry["id"] in same_as:
+            dropped.append(Drop(name, "", UNREADABLE, "its id is listed twice"))
+        elif name in names and _size(entry) != _size(names[name]):
+            dropped.append(Drop(name, "", UNREADABLE, "it is listed twice, with different sizes"))
+        elif name in names:
+            same_as[entry["id"]] = names[name]["id"]
         else:
-            by_id[entry["id"]] = entry
-            names.add(name)
+            by_id[entry["id"]] = names[name] = entry
     missing, outside = find_unusable(folder, sorted(names))
     dropped += [Drop(name, "", NO_IMAGE, f"{folder / name} does not exist") for name in missing]
     dropped += [Drop(name, "", UNREADABLE, describe_outside(folder)) for name in outside]
     unusable = {*missing, *outside}
-    return [entry for entry in by_id.values() if entry["file_name"] not in unusable], dropped
+    return [entry for entry in by_id.values() if entry["file_name"] not in unusable], same_as, dropped
+
+
+def _size(entry: dict[str, Any]) -> Size:
+    return entry["height"], entry["width"]
 
 
 def _objects(entries: Sequence[Any], image_ids: set[int]) -> tuple[dict[int, list[Any]], list[Drop]]:
