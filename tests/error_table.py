@@ -16,8 +16,8 @@ PAGE = ROOT / "docs" / "errors.md"
 HEAD = """# Error messages
 
 What a user can mend is reported as `error: MESSAGE`, without a traceback and with exit status 1. In Python,
-the same message is that of a `UserError` of [detr_jax/errors.py](../detr_jax/errors.py). A device whose memory is
-exhausted is reported in the same way, with the settings that need less. An exception with a traceback is a
+the same message is that of a `UserError` of [detr_jax/errors.py](../detr_jax/errors.py). Exhausted memory of
+a device is reported in the same way, with the settings that need less. An exception with a traceback is a
 fault of this package: please report it.
 
 This page lists every message by the module that makes it, in the order of the code. A name in braces stands
