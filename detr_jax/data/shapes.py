@@ -137,6 +137,8 @@ def export(
 def _is_generated(annotations: Path, split: str) -> bool:
     """Whether `export` wrote an annotation file."""
     content = read_json(annotations)
-    images = content.get("images", []) if isinstance(content, dict) else [None]
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list):
+        return False
     names = [str(entry.get("file_name")) if isinstance(entry, dict) else "" for entry in images]
     return all(name.startswith(f"shapes_{split}_") for name in names)

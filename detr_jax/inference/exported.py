@@ -59,17 +59,7 @@ def export(
       UserError: The suffix is unknown, a setting does not fit the model, or the file cannot be written.
     """
     suffix = Path(file).suffix
-    if suffix not in SUFFIXES:
-        raise UserError(f"cannot export to {file}: its suffix must be one of {', '.join(SUFFIXES)}")
-    if dtype not in DTYPES or layout not in LAYOUTS:
-        raise UserError(
-            f"cannot export dtype {dtype!r} in the layout {layout!r}: dtypes are {', '.join(DTYPES)}, and "
-            f"layouts {', '.join(LAYOUTS)}"
-        )
-    if suffix in _PROGRAMS and (dtype, layout) != ("float32", "original"):
-        raise UserError(f"{suffix} files hold a program: dtype and layout apply to {' and '.join(_WEIGHTS)}")
-    if suffix in _WEIGHTS and shape is not None:
-        raise UserError(f"{suffix} files hold weights: shape applies to {' and '.join(_PROGRAMS)}")
+    _check_settings(file, dtype, layout, shape)
     loaded = load_pretrained(source, dilation, categories, {"averaged": averaged}, None)
     if not masks:
         loaded = _detector(loaded)
@@ -82,6 +72,22 @@ def export(
         write_program = stablehlo_file if suffix == ".stablehlo" else onnx_file
         content = write_program(loaded, (height, width))
     write_bytes(file, content)
+
+
+def _check_settings(file: str | Path, dtype: str, layout: str, shape: Sequence[int] | None) -> None:
+    """Raises a `UserError` if a setting is unknown, or does not apply to the kind of file."""
+    suffix = Path(file).suffix
+    if suffix not in SUFFIXES:
+        raise UserError(f"cannot export to {file}: its suffix must be one of {', '.join(SUFFIXES)}")
+    if dtype not in DTYPES or layout not in LAYOUTS:
+        raise UserError(
+            f"cannot export dtype {dtype!r} in the layout {layout!r}: dtypes are {', '.join(DTYPES)}, and "
+            f"layouts {', '.join(LAYOUTS)}"
+        )
+    if suffix in _PROGRAMS and (dtype, layout) != ("float32", "original"):
+        raise UserError(f"{suffix} files hold a program: dtype and layout apply to {' and '.join(_WEIGHTS)}")
+    if suffix in _WEIGHTS and shape is not None:
+        raise UserError(f"{suffix} files hold weights: shape applies to {' and '.join(_PROGRAMS)}")
 
 
 def _detector(panoptic: Pretrained) -> Pretrained:

@@ -62,12 +62,13 @@ def check_same_run(workdir: str | Path, config: ConfigDict, categories: Sequence
             f"{listing(differences)}"
         )
     if stored_config is not None and (changes := list(_changes(stored_config, config))):
-        hint = " (the schedule and the position in the data count batches)"
-        log(f"resuming with other settings: {'; '.join(changes)}{hint if 'batch_size' in changes[0] else ''}")
+        counted = changes[0].startswith("batch_size ")
+        hint = " (the schedule and the position in the data count batches)" if counted else ""
+        log(f"resuming with other settings: {'; '.join(changes)}{hint}")
 
 
 def _changes(stored: dict[str, Any], config: ConfigDict) -> Iterator[str]:
-    """Yields the fields that may differ and do; those of the training data first."""
+    """Yields the fields that may differ and do, `batch_size` first."""
     free = [path for path in FIELDS if path not in _FIXED and not path.startswith("distributed.")]
     for path in sorted(free, key=lambda path: path != "batch_size"):
         before, value = _stored_value(stored, path), _value(config, path)

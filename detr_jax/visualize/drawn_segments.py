@@ -119,7 +119,7 @@ def read_matching_image(
 
 
 def rules_for(size: tuple[int, ...]) -> ImageRules:
-    """How an image is read that a model has seen: of its size it may be, whatever the usual limit."""
+    """Rules for reading an image that a model has seen: its size is allowed even above the usual limit."""
     return ImageRules(max_pixels=max(ImageRules().max_pixels, math.prod(size)))
 
 

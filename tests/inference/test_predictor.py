@@ -187,23 +187,8 @@ def test_the_threshold_of_a_call_compiles_nothing_and_leaves_the_next_call_alone
             call([image], threshold=85.0)
 
 
-def test_thresholds_of_the_config_may_change(tiny_model, tiny_params, pictures):
-    config = tiny_config()
-    config.eval.threshold = 0.0
-    predictor = Predictor(tiny_model, jax.device_get(tiny_params), coco_panoptic(), config)
-    assert predictor(pictures[0]).segments_info
-    predictor.config.eval.threshold = 1.0
-    assert not predictor(pictures[0]).segments_info
-    assert not predictor.prepare(pictures[0]).segment().segmentation.segments_info
-
-
 def test_no_images_have_no_outputs(tiny_predictor):
     assert tiny_predictor([]) == tiny_predictor.detect([]) == tiny_predictor.raw_batch([]) == []
-
-
-def test_a_size_above_the_limit_is_not_warmed_up(tiny_predictor):
-    with pytest.raises(UserError, match="an image to compile for is 100000 x 100000"):
-        tiny_predictor.warmup([(100_000, 100_000)])
 
 
 def test_after_a_warmup_the_first_image_of_a_size_compiles_nothing(tiny_model, tiny_params):

@@ -41,7 +41,7 @@ def decode_segmentation(segmentation: Any, size: Size) -> Mask:
     # COCO's code takes a list of four numbers as a box. Lines and points have no area.
     segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not segmentation:
-        raise ImageDropped(EMPTY, "its polygons have less than three points")
+        raise ImageDropped(EMPTY, "its polygons have fewer than three points")
     height, width = size
     merged = run_length.merge(run_length.frPyObjects(segmentation, height, width))
     mask = _from_runs(_decompress(merged["counts"].decode()) or [], height)
