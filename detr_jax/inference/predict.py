@@ -118,7 +118,7 @@ def _run_and_publish(
 ) -> None:
     """Segments the pending images. If interrupted, it still publishes what is finished.
 
-    But predictions of other images or settings are only replaced by a run that ends, and has some.
+    But only a run that ends, with at least one prediction, replaces those of other images or settings.
     """
     ended = False
     with Interruption() as interruption:

@@ -28,8 +28,8 @@ AXIS = "batch"
 def connect(config: ConfigDict) -> None:
     """Joins the other processes of a run, if there are any. Must be called before any device is used.
 
-    A process that Slurm or Open MPI started alone on its host uses all devices of the host. Of several, each
-    uses one, as JAX decides.
+    If Slurm or Open MPI started one process per host, it uses all devices of the host. If they started
+    several, JAX gives each process one device.
 
     Args:
       config: The `distributed` section of a config.
@@ -40,7 +40,7 @@ def connect(config: ConfigDict) -> None:
     """
     if not config.coordinator:
         return
-    # JAX would give a process that one of these started the device of its index on the host, and no other.
+    # By default, JAX gives every process of Slurm or Open MPI a single device.
     all_devices = _is_alone_on_host() and "JAX_LOCAL_DEVICE_IDS" not in os.environ
     named = config.coordinator != "auto"
     if named and config.process == 0:
@@ -75,7 +75,7 @@ def _require_free_port(coordinator: str) -> None:
 
 
 def _is_alone_on_host() -> bool:
-    """Whether Slurm or Open MPI tells that it started one process per host."""
+    """Whether Slurm or Open MPI started one process per host, according to the environment."""
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", ""))
     return re.fullmatch(r"1(\(x\d+\))?", tasks) is not None
 

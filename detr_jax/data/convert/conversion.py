@@ -118,7 +118,7 @@ _Piece = tuple[str, Path | Image.Image, Segments]
 def _pieces(
     image: SourceImage, stuff: Collection[int], background: int | None, options: ConvertOptions
 ) -> tuple[list[_Piece], list[Drop], list[Drop]]:
-    """The image, or the windows that it is cut into, with their segments; what was dropped, and remarked."""
+    """The image, or the windows that it is cut into, with their segments; drops; remarks."""
     try:
         pixels, remarks = read_pixels(image.path, options.rules)
         height, width, _ = pixels.shape

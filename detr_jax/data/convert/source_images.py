@@ -32,7 +32,7 @@ NO_CATEGORY = "no category"
 NO_SEGMENT = "no segment"
 OTHER_SIZE = "mask and image differ in size"
 
-# What is remarked about an image that is converted.
+# Remarks about images that are converted.
 TURNED = "turned by its EXIF orientation"
 DARK = "almost black"
 _DARKEST = 16  # of 255; the greatest level of an image that is remarked on as almost black
@@ -158,13 +158,13 @@ def read_ids(file: ListedImage, rules: ImageRules) -> Int32[np.ndarray, "height 
 
 
 def _check_palette(mask: Image.Image, path: Path) -> None:
-    """Refuses a palette that a program chose, since its indices are then no ids.
+    """Refuses a palette that a program chose: it numbers the colours in any order, so indices are not ids.
 
-    Programs that reduce an image to a palette number its colours in any order. So it is with a palette of
-    grey levels that are not their own indices, and with one whose black is not the first colour.
+    A program is assumed to have chosen it if all colours are grey levels that differ from their indices, or
+    if an index other than 0 is black.
 
     Raises:
-      ImageDropped: The palette is such a one.
+      ImageDropped: A program chose the palette.
     """
     palette = np.array(mask.getpalette("RGB") or (), np.uint8).reshape(-1, 3)
     used = np.unique(np.asarray(mask))
