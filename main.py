@@ -14,12 +14,8 @@ from ml_collections import ConfigDict, config_flags
 
 from detr_jax.config import FIELDS, default_config, describe_fields, parse_config, unknown_field, validate
 from detr_jax.errors import MissingFileError, UserError
-from detr_jax.runtime.startup import (
-    divide_cpu,
-    enable_compilation_cache,
-    exit_with_message,
-    share_one_heap,
-)
+from detr_jax.runtime.memory import configure_heap
+from detr_jax.runtime.startup import divide_cpu, enable_compilation_cache, exit_with_message
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures, predictions.")
@@ -66,7 +62,6 @@ def main(arguments: list[str]) -> None:
     """
     config, workdir, images = FLAGS.config, FLAGS.workdir, [*FLAGS.images, *arguments[1:]]
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file that it writes
-    share_one_heap()
     with exit_with_message():
         validate(config)
         # Imported here, so that mistakes on the command line are reported within a second.
@@ -77,6 +72,7 @@ def main(arguments: list[str]) -> None:
             part = config.batch_size // config.accumulate_steps
             divide_cpu(config.cpu_devices, (part, config.eval.batch_size))
         parallel.connect(config.distributed)
+        configure_heap()
         if FLAGS.mode == "train":
             from detr_jax.training.loop import train
 

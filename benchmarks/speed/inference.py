@@ -22,6 +22,7 @@ from detr_jax import Predictor
 from detr_jax.config import default_config
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.runtime import parallel
+from detr_jax.runtime.memory import configure_heap
 
 FORWARD = {"forward pass, masks of 16 queries": 16, "forward pass, masks of all 100": 100}
 MAPS = {"image to panoptic map, 16 queries survive": 16, "image to panoptic map, all 100 survive": 100}
@@ -30,6 +31,7 @@ CASES = [*FORWARD, *MAPS]
 
 def detr_jax(case: str) -> dict[str, Any]:
     """From pixels to outputs, or from an image to its map."""
+    configure_heap()  # as `detr-jax predict` does
     return _forward(FORWARD[case]) if case in FORWARD else _map(MAPS[case])
 
 

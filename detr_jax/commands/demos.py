@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from detr_jax.commands.options import Commands, add_categories, add_dilation, positive
 from detr_jax.errors import UserError
+from detr_jax.runtime.memory import configure_heap
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -47,6 +48,7 @@ def demo(options: argparse.Namespace) -> None:
     from detr_jax.demo.page import build_page, serve
     from detr_jax.inference.predictor import Predictor
 
+    configure_heap()
     predictor = Predictor.from_pretrained(
         options.weights, dilation=options.dilation, categories=options.categories
     )

@@ -4,6 +4,7 @@ import argparse
 
 from detr_jax.commands.options import Commands, add_categories, add_dilation, positive
 from detr_jax.errors import UserError
+from detr_jax.runtime.memory import configure_heap
 from detr_jax.runtime.startup import enable_compilation_cache
 from detr_jax.weights.published import PUBLISHED
 
@@ -80,6 +81,7 @@ def predict(options: argparse.Namespace) -> None:
     tiling = Tiling.checked(options.tile, options.tile_overlap) if options.tile else None
     images = list(list_images(options.images, skip=result_folders(options.output)))
     enable_compilation_cache()
+    configure_heap()
     predictor = Predictor.from_pretrained(
         options.weights,
         dilation=options.dilation,

@@ -4,7 +4,6 @@ JAX is imported by the function that needs it, because commands that use no devi
 """
 
 import contextlib
-import ctypes
 import os
 import platform
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 
 from detr_jax.errors import UserError
 
-_M_ARENA_MAX = -8  # of glibc's malloc.h
 _LESS_MEMORY = (
     "The memory of a device is too small. A training needs less with --config.accumulate_steps=2 or more, "
     "--config.model.remat=True, or --config.model.dtype=bfloat16; an evaluation with a smaller "
@@ -61,21 +59,6 @@ def divide_cpu(limit: int, batch_sizes: Sequence[int]) -> None:
 
     with contextlib.suppress(RuntimeError):  # JAX uses a device already
         jax.config.update("jax_num_cpu_devices", count)
-
-
-def share_one_heap() -> None:
-    """Makes the threads of this process share one heap of the C library; call it before any thread starts.
-
-    glibc gives each thread a heap, which keeps most of what is freed. XLA runs a program on several threads,
-    so that several heaps grow to the size of the activations: on a CPU, a training step of boxes (ResNet-50,
-    one image of 800x1066) holds 5.4 GB with separate heaps, and 4.2 GB in the same time with one.
-
-    Does nothing without glibc, or if MALLOC_ARENA_MAX is set.
-    """
-    if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
-        set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-        if set_option is not None:
-            set_option(_M_ARENA_MAX, 1)
 
 
 @contextlib.contextmanager

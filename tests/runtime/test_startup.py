@@ -1,4 +1,3 @@
-import ctypes
 import os
 import subprocess
 import sys
@@ -10,33 +9,12 @@ import pytest
 from detr_jax.errors import DivergedError, MissingFileError, MissingPackageError, UserError
 from detr_jax.runtime.startup import exit_with_message
 
-UNSET = "JAX_COMPILATION_CACHE_DIR", "MALLOC_ARENA_MAX"
 ROOT = Path(__file__).parent.parent.parent
 COMPILES = """
 import jax
 from detr_jax.runtime.startup import enable_compilation_cache
 enable_compilation_cache()
 jax.jit(lambda x: x @ x + 1.0)(jax.numpy.ones((3, 3)))
-"""
-# Four threads allocate at the same time; malloc_info describes each heap of the process.
-COUNTS_HEAPS = """
-import ctypes, sys, threading
-from detr_jax.runtime.startup import share_one_heap
-if sys.argv[1] == "shared":
-    share_one_heap()
-barrier = threading.Barrier(4)
-def allocate():
-    barrier.wait()
-    blocks = [bytes(1000 + i) for i in range(1000)]
-    barrier.wait()
-threads = [threading.Thread(target=allocate) for _ in range(4)]
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-libc = ctypes.CDLL(None)
-libc.fdopen.restype = ctypes.c_void_p
-file = ctypes.c_void_p(libc.fdopen(1, b"w"))
-libc.malloc_info(0, file)
-libc.fflush(file)
 """
 DIVIDES = """
 import sys
@@ -64,7 +42,7 @@ runpy.run_path("main.py", run_name="__main__")
 
 
 def run(program, *arguments, **variables):
-    inherited = {name: value for name, value in os.environ.items() if name not in UNSET}
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, env=inherited | variables, capture_output=True, text=True, cwd=ROOT)
 
@@ -128,19 +106,6 @@ def test_a_bug_of_the_package_keeps_its_traceback():
     assert "in predict" in done.stderr
     assert "zip() argument 2 is longer than argument 1" in done.stderr
     assert "error: zip" not in done.stderr
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="needs Linux with glibc")
-def test_threads_share_one_heap():
-    separate, shared = (
-        run(COUNTS_HEAPS, choice).stdout.count("<heap nr=") for choice in ("separate", "shared")
-    )
-    assert separate > 1 and shared == 1
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="needs Linux with glibc")
-def test_the_environment_decides_over_the_number_of_heaps():
-    assert run(COUNTS_HEAPS, "shared", MALLOC_ARENA_MAX="8").stdout.count("<heap nr=") > 1
 
 
 @pytest.mark.parametrize(
