@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
             part = config.batch_size // config.accumulate_steps
             divide_cpu(config.cpu_devices, (part, config.eval.batch_size))
         parallel.connect(config.distributed)
-        configure_heap()
+        configure_heap(one=config.cpu_devices == 1)  # a CPU is divided for small models
         if FLAGS.mode == "train":
             from detr_jax.training.loop import train
 

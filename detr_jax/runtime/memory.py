@@ -14,27 +14,31 @@ _VARIABLES = "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOL
 _HUGE_PAGE = 2**21
 
 
-def configure_heap() -> None:
-    """Makes the threads of this process share one heap, which on a CPU keeps what is freed.
+def configure_heap(one: bool = True) -> None:
+    """Makes the threads of this process share one heap, and on a CPU, keep what is freed for the next program.
 
     Call it before JAX uses a device. glibc gives each thread a heap, all of which grow to the size of the
-    activations; and it returns large blocks to the system, which then provides every page of the next block
-    anew, filled with zeros. Here, kept pages have 2 MB where the system allows it. Training steps on two CPU
-    cores, one image of 800x1066, ResNet-50 (benchmarks/README.md has the machine):
+    activations. It returns large blocks to the system, which then provides every page of the next block anew,
+    filled with zeros. Kept pages have 2 MB where the system allows it. Training steps on two cores of an AMD
+    EPYC, ResNet-50, one image of 800x1066 (median of three steps, largest peak of memory of up to five runs):
 
-        boxes, separate heaps       5.4 GB
-        boxes, one heap             4.4 GB, 3.7 s
-        boxes, one heap that keeps  3.8 GB, 3.3 s
-        joint, one heap             6.1 GB, 6.2 s
-        joint, one heap that keeps  5.4 GB, 4.3 s
+                          boxes          whole model
+        separate heaps    3.7 s, 5.3 GB  5.6 s, 7.0 GB  freed memory is kept
+        one heap          3.7 s, 4.5 GB  6.2 s, 6.9 GB  it is returned
+        one heap          3.3 s, 5.4 GB  4.3 s, 5.6 GB  it is kept
 
     Nothing is kept if JAX uses an accelerator, where host memory has another use. The environment variables
     of glibc, such as MALLOC_ARENA_MAX, decide over what they concern. Other C libraries are left alone.
+
+    Args:
+      one: Whether all threads share a heap. Operations of small models are so short that their threads would
+        wait for one another: after compiling, configs/shapes.py trains on 58 images per second with one heap,
+        and on 80 with separate ones.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(library, "gnu_get_libc_version"):
         return
-    if "MALLOC_ARENA_MAX" not in os.environ:
+    if one and "MALLOC_ARENA_MAX" not in os.environ:
         library.mallopt(_M_ARENA_MAX, 1)
     import jax
 
