@@ -15,7 +15,7 @@ _HUGE_PAGE = 2**21
 
 
 def configure_heap(one: bool = True) -> None:
-    """Makes the threads of this process share one heap, and on a CPU, keep what is freed for the next program.
+    """Makes the threads of this process share one heap, and on a CPU keep what they free.
 
     Call it before JAX uses a device. glibc gives each thread a heap, all of which grow to the size of the
     activations. It returns large blocks to the system, which then provides every page of the next block anew,
@@ -35,7 +35,9 @@ def configure_heap(one: bool = True) -> None:
         wait for one another: after compiling, configs/shapes.py trains on 58 images per second with one heap,
         and on 80 with separate ones.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
         return
     if one and "MALLOC_ARENA_MAX" not in os.environ:
