@@ -8,6 +8,7 @@ import ctypes
 import mmap
 import os
 import sys
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # parameters of mallopt, in glibc's malloc.h
 _VARIABLES = "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"
@@ -52,6 +53,9 @@ def configure_heap(one: bool = True) -> None:
 
 def _use_huge_pages(library: ctypes.CDLL, size: int) -> None:
     """Extends the heap by `size` bytes of addresses, which huge pages will back once they are used."""
+    policy = Path("/proc/sys/vm/overcommit_memory")
+    if policy.is_file() and policy.read_text().strip() == "2":  # other processes could not use the addresses
+        return
     library.malloc.restype = ctypes.c_void_p
     block = library.malloc(ctypes.c_size_t(size))
     if block is None:  # a limit on addresses
