@@ -18,23 +18,24 @@ _HUGE_PAGE = 2**21
 def configure_heap(one: bool = True) -> None:
     """Makes the threads of this process share one heap, and on a CPU keep what they free.
 
-    Call it before JAX uses a device. glibc gives each thread a heap, all of which grow to the size of the
-    activations. It returns large blocks to the system, which then provides every page of the next block anew,
-    filled with zeros. Kept pages have 2 MB where the system allows it. Training steps on two cores of an AMD
-    EPYC, ResNet-50, one image of 800x1066 (median of three steps, largest peak of memory of up to five runs):
+    Call it before JAX uses a device. glibc gives each thread a heap of its own, and each heap grows to the
+    size of the activations. It also returns large blocks to the system as soon as they are freed, so that
+    every page of the next block costs a page fault. The kept memory uses pages of 2 MB where the system allows
+    them. A training step of a ResNet-50 on two cores of an AMD EPYC, one image of 800x1066, with the peak of
+    the resident memory:
 
-                          boxes          whole model
-        separate heaps    3.7 s, 5.3 GB  5.6 s, 7.0 GB  freed memory is kept
-        one heap          3.7 s, 4.5 GB  6.2 s, 6.9 GB  it is returned
-        one heap          3.3 s, 5.4 GB  4.3 s, 5.6 GB  it is kept
+        heaps     freed memory  boxes          whole model
+        separate  kept          3.7 s, 5.3 GB  5.6 s, 7.0 GB
+        one       returned      3.7 s, 4.5 GB  6.2 s, 6.9 GB
+        one       kept          3.3 s, 5.4 GB  4.3 s, 5.6 GB
 
-    Nothing is kept if JAX uses an accelerator, where host memory has another use. The environment variables
-    of glibc, such as MALLOC_ARENA_MAX, decide over what they concern. Other C libraries are left alone.
+    On an accelerator, freed host memory is returned as usual. Environment variables of glibc, such as
+    MALLOC_ARENA_MAX, take precedence. Does nothing without glibc.
 
     Args:
-      one: Whether all threads share a heap. Operations of small models are so short that their threads would
-        wait for one another: after compiling, configs/shapes.py trains on 58 images per second with one heap,
-        and on 80 with separate ones.
+      one: Whether all threads share a heap. Small models are faster without: after compiling, which leaves
+        fragments that slow down every allocation, configs/shapes.py trains on 58 images per second with one
+        heap and on 80 with separate ones.
     """
     if sys.platform != "linux":
         return

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 # Four threads allocate at the same time; malloc_info describes each heap of the process.
 COUNTS_HEAPS = """
 import ctypes, sys, threading
-if sys.argv[1] == "configured":
+if sys.argv[1] != "untouched":
     from detr_jax.runtime.memory import configure_heap
-    configure_heap()
+    configure_heap(one=sys.argv[1] == "configured")
 barrier = threading.Barrier(4)
 def allocate():
     barrier.wait()
@@ -66,13 +66,15 @@ def run(program, *arguments, **variables):
 
 @needs_glibc
 def test_threads_share_one_heap():
-    separate, shared = (run(COUNTS_HEAPS, choice).count("<heap nr=") for choice in ("separate", "configured"))
-    assert separate > 1 and shared == 1
+    untouched, separate, shared = (
+        run(COUNTS_HEAPS, choice).count("<heap nr=") for choice in ("untouched", "separate", "configured")
+    )
+    assert untouched > 1 and separate > 1 and shared == 1
 
 
 @needs_glibc
 def test_freed_memory_is_used_again():
-    returned, kept = (int(run(COUNTS_FAULTS, choice)) for choice in ("separate", "configured"))
+    returned, kept = (int(run(COUNTS_FAULTS, choice)) for choice in ("untouched", "configured"))
     assert returned > 100 > kept
 
 
