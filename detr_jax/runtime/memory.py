@@ -20,9 +20,9 @@ def configure_heap(one: bool = True) -> None:
 
     Call it before JAX uses a device. glibc gives each thread a heap of its own, and each heap grows to the
     size of the activations. It also returns large blocks to the system as soon as they are freed, so that
-    every page of the next block costs a page fault. The kept memory uses pages of 2 MB where the system allows
-    them. A training step of a ResNet-50 on two cores of an AMD EPYC, one image of 800x1066, with the peak of
-    the resident memory:
+    every page of the next block costs a page fault. The kept memory uses pages of 2 MB where the system
+    allows them. A training step of a ResNet-50 on two cores of an AMD EPYC, one image of 800x1066, with the
+    peak of the resident memory:
 
         heaps     freed memory  boxes          whole model
         separate  kept          3.7 s, 5.3 GB  5.6 s, 7.0 GB

@@ -179,8 +179,8 @@ def test_two_processes_with_two_devices_each_equal_one_device(tmp_path):
                 np.testing.assert_allclose(a[name], b[name], rtol=2e-3, err_msg=name)
             else:
                 np.testing.assert_allclose(a[name], b[name], rtol=2e-4, atol=2e-5, err_msg=name)
-    # In step 3, a corner of a predicted box is within rounding of its target's: the generalized IoU has a kink
-    # there, so rounding decides the sign of its gradient.
+    # In step 3, a corner of a predicted box is within rounding of its target's. There, the generalized IoU
+    # has a kink, so rounding decides its gradient.
     assert steps_with_other_gradients <= {3}
     assert one[-1]["val_pq_all"] > 0.3
     two_params, one_params = load_params(tmp_path / "two"), load_params(tmp_path / "one")
