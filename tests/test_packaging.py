@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from installed import build_wheel, make_environment, run
+from installed import build_wheel, copy_source, make_environment, run
 
 from detr_jax import __version__
 
@@ -51,3 +51,18 @@ def test_the_installed_command_predicts_with_packaged_weights(scripts, tmp_path)
     written = {file.relative_to(tmp_path / "out").parts[0] for file in (tmp_path / "out").rglob("*.png")}
     assert written == {"panoptic", "overlays"}
     assert (tmp_path / "out" / "panoptic.json").exists()
+
+
+def test_an_editable_install_works_beside_a_checkout_of_the_same_name(tmp_path):
+    scripts = make_environment(tmp_path / "environment")
+    checkout = copy_source(tmp_path / "detr_jax")
+    install = ("-m", "pip", "--python", scripts / "python", "install", "--quiet", "--no-deps", "--no-index")
+    editable = ("--ignore-installed", "--no-build-isolation", "--editable", checkout)
+    run(sys.executable, *install, *editable, cwd=tmp_path)
+    where = run(
+        scripts / "python",
+        "-c",
+        "import detr_jax; print(detr_jax.Predictor, detr_jax.__file__)",
+        cwd=tmp_path,
+    )
+    assert str(checkout / "detr_jax" / "__init__.py") in where
