@@ -70,16 +70,15 @@ def add_predict(commands: Commands) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Segments images and writes the results as files."""
-    from detr_jax.data.images import list_images
+    from detr_jax.inference.earlier_predictions import images_to_segment
     from detr_jax.inference.predict import predict_files
-    from detr_jax.inference.prediction_folder import result_folders
     from detr_jax.inference.predictor import Predictor
     from detr_jax.inference.tiles import Tiling
 
     if options.tile_overlap is not None and not options.tile:
         raise UserError("--tile_overlap needs --tile: the side of the tiles")
     tiling = Tiling.checked(options.tile, options.tile_overlap) if options.tile else None
-    images = list(list_images(options.images, skip=result_folders(options.output)))
+    images = images_to_segment(options.images, options.output)
     enable_compilation_cache()
     configure_heap()
     predictor = Predictor.from_pretrained(
