@@ -95,7 +95,7 @@ def naming_image(index: int, image: AnyImage) -> Iterator[None]:
     except UserError as error:
         if isinstance(image, str | Path):  # the message names it
             raise
-        raise UserError(f"images[{index}]: {error}") from error
+        raise UserError(f"images[{index}]: {error}") from error.__cause__
 
 
 def _read_content(content: bytes, name: str, rules: ImageRules) -> UInt8[np.ndarray, "height width 3"]:
