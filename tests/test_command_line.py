@@ -88,6 +88,14 @@ def test_check_fails_on_a_folder_without_annotations(tmp_path, capsys):
     assert "no annotations/panoptic_SPLIT.json" in written.out
 
 
+def test_check_tells_a_missing_folder_from_one_without_annotations(tmp_path, capsys):
+    (tmp_path / "file.txt").touch()
+    for name in ("nowhere", "file.txt"):
+        code, written = fails_with(capsys, "check", tmp_path / name)
+        assert code == f"error: there is no folder {tmp_path / name}: name the folder with annotations/ in it"
+        assert written.out == ""
+
+
 def test_predict_writes_segmentations(pictures, tmp_path, capsys):
     files = sorted((pictures / "validation").iterdir())
     output = tmp_path / "predictions"
