@@ -259,11 +259,7 @@ except UserError as error:
 
 def test_a_full_disk_is_one_line_and_resumes(server):
     """A limit on the size of files stands for the disk."""
-    full = subprocess.run(
-        [sys.executable, "-c", _FETCH, "300000"],
-        capture_output=True,
-        text=True,
-    )
+    full = subprocess.run([sys.executable, "-c", _FETCH, "300000"], capture_output=True, text=True)
     assert full.returncode == 1
     said = full.stderr.splitlines()
     assert re.match(rf"cannot write {NAME} to .*: File too large; make room .*DETR_JAX_CACHE", said[-1])
