@@ -1,10 +1,11 @@
 """Building blocks of the table in `config.py`: fields, and rules for their values; and a reader of JSON."""
 
 import dataclasses
+import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -54,6 +55,12 @@ def _all(values: Any, accepts: Callable[[Any], bool]) -> bool:
 
 def _is_increasing(values: Any) -> bool:
     return _all(values, _is_count) and all(low < high for low, high in zip(values, values[1:], strict=False))
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """The question whether the user meant the name that is nearest to theirs; empty if none is near."""
+    nearest = difflib.get_close_matches(name, tuple(names), n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def shortened(text: str, limit: int = 300) -> str:

@@ -88,6 +88,14 @@ def test_check_fails_on_a_folder_without_annotations(tmp_path, capsys):
     assert "no annotations/panoptic_SPLIT.json" in written.out
 
 
+def test_check_tells_a_missing_folder_from_one_without_annotations(tmp_path, capsys):
+    (tmp_path / "file.txt").touch()
+    for name in ("nowhere", "file.txt"):
+        code, written = fails_with(capsys, "check", tmp_path / name)
+        assert code == f"error: there is no folder {tmp_path / name}: name the folder with annotations/ in it"
+        assert written.out == ""
+
+
 def test_predict_writes_segmentations(pictures, tmp_path, capsys):
     files = sorted((pictures / "validation").iterdir())
     output = tmp_path / "predictions"
@@ -103,6 +111,9 @@ def test_predict_writes_segmentations(pictures, tmp_path, capsys):
     main(["evaluate", str(output), str(pictures), f"--output={tmp_path / 'evaluated'}"])
     assert "All" in capsys.readouterr().out
     results = json.loads((tmp_path / "evaluated" / "results.json").read_text())
+    report = (tmp_path / "evaluated" / "report.html").read_text()
+    assert "UPSNet" not in report and "per second" not in report
+    assert results["images_per_second"] is None
     assert results["images"] == 2 and results["result"]["panoptic"]["All"]["pq"] > 0.5
 
 
@@ -111,6 +122,18 @@ def test_help_lists_published_models_with_masks(capsys):
     assert code == 0
     listed = " ".join(written.out.split())
     assert "(detr-r50-panoptic, detr-r50-dc5-panoptic, detr-r101-panoptic)" in listed
+
+
+def test_help_says_where_defaults_come_from(capsys):
+    _, written = fails_with(capsys, "predict", "--help")
+    options = " ".join(written.out.split()).split(" --threshold THRESHOLD ")[1]
+    for option, default in (
+        ("is a segment", 0.85),
+        ("merge stuff segments", "first"),
+        ("keeps both", 1.0),
+        ("dtype of the computation", "float32"),
+    ):
+        assert f"{option}; by default as stored with the weights, or else {default}" in options
 
 
 @pytest.mark.slow

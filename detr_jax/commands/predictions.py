@@ -3,6 +3,7 @@
 import argparse
 
 from detr_jax.commands.options import Commands, add_categories, add_dilation, positive
+from detr_jax.config import FIELDS
 from detr_jax.errors import UserError
 from detr_jax.runtime.memory import configure_heap
 from detr_jax.runtime.startup import enable_compilation_cache
@@ -56,30 +57,51 @@ def add_predict(commands: Commands) -> None:
         help="width times height above which an image is refused; default: data.max_pixels of the training, "
         "or 64000000",
     )
-    parser.add_argument("--threshold", type=float, help="class probability above which a query is a segment")
+    _add_settings(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds options that replace what is stored with the weights."""
+
+    def stored(field: str) -> str:
+        return f"by default as stored with the weights, or else {FIELDS[field].default}"
+
     parser.add_argument(
-        "--merge_stuff", choices=["first", "always"], help="rounds of fusion that merge stuff segments"
+        "--threshold",
+        type=float,
+        help=f"class probability above which a query is a segment; {stored('eval.threshold')}",
     )
     parser.add_argument(
-        "--duplicate_iou", type=float, help="mask IoU above which the lower-scoring query is dropped"
+        "--merge_stuff",
+        choices=["first", "always"],
+        help=f"rounds of fusion that merge stuff segments; {stored('eval.merge_stuff')}",
+    )
+    parser.add_argument(
+        "--duplicate_iou",
+        type=float,
+        help="mask IoU above which the lower-scoring query is dropped; 1 keeps both; "
+        + stored("eval.duplicate_iou"),
     )
     add_categories(parser)
     add_dilation(parser)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="dtype of the computation")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help=f"dtype of the computation; {stored('model.dtype')}",
+    )
 
 
 def predict(options: argparse.Namespace) -> None:
     """Segments images and writes the results as files."""
-    from detr_jax.data.images import list_images
+    from detr_jax.inference.earlier_predictions import images_to_segment
     from detr_jax.inference.predict import predict_files
-    from detr_jax.inference.prediction_folder import result_folders
     from detr_jax.inference.predictor import Predictor
     from detr_jax.inference.tiles import Tiling
 
     if options.tile_overlap is not None and not options.tile:
         raise UserError("--tile_overlap needs --tile: the side of the tiles")
     tiling = Tiling.checked(options.tile, options.tile_overlap) if options.tile else None
-    images = list(list_images(options.images, skip=result_folders(options.output)))
+    images = images_to_segment(options.images, options.output)
     enable_compilation_cache()
     configure_heap()
     predictor = Predictor.from_pretrained(

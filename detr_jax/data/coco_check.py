@@ -24,7 +24,7 @@ from detr_jax.data.image_files import ImageRules
 from detr_jax.data.images import decode_image, to_rgb
 from detr_jax.data.listed_files import describe_outside, find_unusable
 from detr_jax.data.segment_maps import describe_lost, ids_from_png
-from detr_jax.errors import UserError
+from detr_jax.errors import MissingFileError, UserError
 
 _READER_THREADS = 8
 _DEFAULT_RULES = ImageRules()
@@ -41,7 +41,12 @@ def check_folder(
       root: Folder with `annotations/panoptic_{split}.json`, `{split}/` and `panoptic_{split}/`.
       progress: Whether to show progress bars on the terminal.
       rules: Orientation of the images and limit of their size.
+
+    Raises:
+      MissingFileError: There is no such folder.
     """
+    if not Path(root).is_dir():
+        raise MissingFileError(f"there is no folder {root}: name the folder with annotations/ in it")
     files = sorted(Path(root).glob("annotations/panoptic_*.json"))
     if not files:
         yield f"{root}: no annotations/panoptic_SPLIT.json, so no panoptic data"

@@ -25,7 +25,7 @@ class Category(NamedTuple):
     color: tuple[int, int, int]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Example:
     """An annotated image, at its original size or transformed.
 
@@ -50,6 +50,13 @@ class Example:
     image_id: int
     orig_size: Size
     file_name: str
+
+    def __repr__(self) -> str:
+        """Name, id, size and number of segments."""
+        height, width = self.image.shape[:2]
+        original = "" if self.orig_size == (height, width) else ", originally {}x{}".format(*self.orig_size)
+        segments = f"{len(self.labels)} segment{'s' * (len(self.labels) != 1)}"
+        return f"Example({self.file_name!r}, id {self.image_id}, {height}x{width}{original}, {segments})"
 
 
 @runtime_checkable

@@ -52,15 +52,15 @@ def download(address: str) -> bytes:
             return _content(response, name)
     except urllib.error.HTTPError as error:
         reason = f"the server answers {error.code} {_one_line(error.reason)}"
-        raise UserError(f"{name} cannot be downloaded: {reason}") from error
+        raise UserError(f"{name} cannot be downloaded: {reason}") from None
     except urllib.error.URLError as error:
-        raise UserError(f"{name} cannot be downloaded: {_one_line(error.reason)}") from error
+        raise UserError(f"{name} cannot be downloaded: {_one_line(error.reason)}") from None
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"{name} cannot be downloaded: {_one_line(error)}") from error
+        raise UserError(f"{name} cannot be downloaded: {_one_line(error)}") from None
     except UserError:
         raise
     except ValueError as error:  # no host, or a port that is no number
-        raise UserError(f"{name} is no valid address: {_one_line(error)}") from error
+        raise UserError(f"{name} is no valid address: {_one_line(error)}") from None
 
 
 def _opener() -> urllib.request.OpenerDirector:

@@ -94,10 +94,12 @@ def opened_image(
 
     Raises:
       MissingFileError: The file does not exist.
-      UserError: The header is damaged, the image is too large, or the file is a TIFF of several images.
+      UserError: It is a folder or a TIFF of several images, its header is damaged, or the image is too large.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(file, str | Path):
+            if Path(file).is_dir():
+                raise UserError(f"{name} is a folder, not an image")
             if not Path(file).is_file():
                 raise MissingFileError(f"no such image: {name}")
             filename = str(file)

@@ -151,7 +151,7 @@ class ListedImage(NamedTuple):
     name: str
 
 
-def list_images(paths: Sequence[str | Path], skip: Sequence[Path] = ()) -> Iterator[ListedImage]:
+def list_images(paths: Sequence[str | Path]) -> Iterator[ListedImage]:
     """Yields the given files, and for a folder the image files in it and its sub-folders, in natural order.
 
     Natural order is "2.jpg" before "10.jpg". Files and sub-folders whose names begin with a dot are
@@ -159,7 +159,6 @@ def list_images(paths: Sequence[str | Path], skip: Sequence[Path] = ()) -> Itera
 
     Args:
       paths: Paths of image files and of folders.
-      skip: Sub-folders to skip, such as those of earlier results.
 
     Raises:
       MissingFileError: `paths` is empty, a path does not exist, or a folder contains no image file.
@@ -169,7 +168,7 @@ def list_images(paths: Sequence[str | Path], skip: Sequence[Path] = ()) -> Itera
         raise MissingFileError("no images given: name image files or folders of images")
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(_files_below(path, {os.path.realpath(folder) for folder in skip}))
+            found = sorted(_files_below(path))
             if not found:
                 raise MissingFileError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in {path}")
             yield from (image for _, image in found)
@@ -179,15 +178,15 @@ def list_images(paths: Sequence[str | Path], skip: Sequence[Path] = ()) -> Itera
             raise MissingFileError(f"no such image or folder: {path}")
 
 
-def _files_below(root: Path, left_out: set[str]) -> Iterator[tuple[list[Any], ListedImage]]:
+def _files_below(root: Path) -> Iterator[tuple[list[Any], ListedImage]]:
     """The image files below a folder, each with its key in natural order."""
-    left_out.discard(os.path.realpath(root))
+    seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, onerror=_cannot_list, followlinks=True):
         real = os.path.realpath(folder)
-        if real in left_out:
+        if real in seen:
             subfolders.clear()
             continue
-        left_out.add(real)
+        seen.add(real)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)

@@ -2,8 +2,9 @@
 
 import contextlib
 import io
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from detr_jax.data.example import Example
 from detr_jax.data.image_downloads import download, without_secrets
 from detr_jax.data.images import ImageLike, ImageRules, decode_image, read_image, to_rgb
 from detr_jax.errors import UserError
@@ -30,7 +32,7 @@ class SupportsArray(Protocol):
 
 
 AnyImage = ImageLike | bytes | bytearray | memoryview | SupportsArray
-ImageList = list[Any] | tuple[Any, ...]  # of AnyImage: `list` alone is not covariant
+Images = list[Any] | tuple[Any, ...]  # of AnyImage: `list` alone is not covariant
 
 
 def read_input(
@@ -49,15 +51,22 @@ def read_input(
 
     Raises:
       MissingFileError: The file does not exist.
-      UserError: The image is damaged or too large, cannot be downloaded, or its format, mode, dtype, shape or
-        values are not supported.
+      UserError: The image is a folder, damaged or too large, cannot be downloaded, or its format, mode,
+        dtype, shape or values are not supported.
     """
     if isinstance(image, str) and _ADDRESS.match(image):
         return _read_content(download(image), without_secrets(image), rules)
     if isinstance(image, bytes | bytearray | memoryview):
         return _read_content(bytes(image), "the given content", rules)
+    if isinstance(image, str | Path) and os.path.isdir(image):
+        raise UserError(
+            f"{image} is a folder, not an image: give the paths of its images, predictor.stream(paths), or "
+            "run `detr-jax predict` on it"
+        )
     if isinstance(image, str | Path | Image.Image):
         return read_image(image, rules)
+    if isinstance(image, Example):
+        raise UserError("an Example is annotated, and not an image itself: give its image, example.image")
     if isinstance(image, SupportsArray):
         return read_image(_rgb_array(np.asarray(image), unit_range), rules)
     raise UserError(
@@ -95,7 +104,18 @@ def naming_image(index: int, image: AnyImage) -> Iterator[None]:
     except UserError as error:
         if isinstance(image, str | Path):  # the message names it
             raise
-        raise UserError(f"images[{index}]: {error}") from error
+        raise UserError(f"images[{index}]: {error}") from error.__cause__
+
+
+def several(images: Any) -> Iterable[AnyImage]:
+    """The images of an iterable.
+
+    Raises:
+      UserError: It is one image, whose characters or bytes would be taken for images.
+    """
+    if isinstance(images, str | bytes | bytearray | memoryview | Path | Image.Image):
+        raise UserError("stream takes any number of images, not one: give a list of paths or images")
+    return images
 
 
 def _read_content(content: bytes, name: str, rules: ImageRules) -> UInt8[np.ndarray, "height width 3"]:

@@ -141,9 +141,22 @@ class PanopticSegmentation:
         return shown.overlay(background, opacity=1.0)
 
     def save(self, path: str | Path) -> None:
-        """Writes the segment map as a COCO panoptic PNG, creating missing folders."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        png_from_ids(self.segment_map).save(path, format="PNG")
+        """Writes the segment map as a COCO panoptic PNG, creating missing folders.
+
+        Args:
+          path: Path of the file. A name without suffix gets ".png".
+
+        Raises:
+          UserError: The suffix is another one.
+        """
+        file = Path(path)
+        if file.suffix.lower() not in ("", ".png"):
+            raise UserError(
+                f"{path} does not end in .png: save writes a map of segment ids as PNG; overlay(image).save "
+                "writes a picture in other formats, and to_coco has the segments for a JSON file"
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        png_from_ids(self.segment_map).save(file if file.suffix else file.with_suffix(".png"), format="PNG")
 
     def annotation(self, image_id: int, file_name: str) -> dict[str, Any]:
         """The entry of this image in the `annotations` list of a COCO panoptic JSON file.

@@ -108,7 +108,7 @@ def read_run(folder: str | Path) -> EvaluatedRun:
     """
     path = Path(folder)
     if not path.is_dir():
-        raise MissingFileError(f"{path} does not exist: name the folders of evaluated runs")
+        raise MissingFileError(f"there is no folder {path}: name the folders of evaluated runs")
     files = path / "results.json", path / "evaluation" / "images.jsonl"
     for file in files:
         if not file.is_file():

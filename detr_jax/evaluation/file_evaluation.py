@@ -86,7 +86,7 @@ def evaluate_files(
     if output is not None:
         _write(Path(output), result, evaluated, seconds, (predicted, truth))
         pictures = draw_pictures(predicted, truth, ids, evaluated, None if images is None else Path(images))
-        _write_report(Path(output), result, evaluated, seconds, (predicted, truth), pictures)
+        _write_report(Path(output), result, evaluated, (predicted, truth), pictures)
     return result
 
 
@@ -186,7 +186,6 @@ def _write_report(
     folder: Path,
     result: dict[str, Any],
     evaluated: Sequence[EvaluatedImage],
-    seconds: float,
     files: tuple[ResultFiles, ResultFiles],
     pictures: Sequence[Picture],
 ) -> None:
@@ -201,7 +200,6 @@ def _write_report(
         facts={
             "Predictions": predicted.json,
             "Ground truth": truth.json,
-            "Images per second": f"{len(evaluated) / max(seconds, 1e-9):.1f}",
         },
     )
     log(f"wrote {folder}/report.html")

@@ -77,7 +77,7 @@ def write_results(
         "devices": devices,
         "images": images,
         "seconds": seconds,
-        "images_per_second": images / seconds if seconds > 0 else None,
+        "images_per_second": images / seconds if checkpoint and seconds > 0 else None,  # of a model
     }
     text = json.dumps(_finite(content), indent=2, allow_nan=False)
     write_bytes(path, f"{text}\n".encode())

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from detr_jax.data.example import Size
 from detr_jax.data.token_grid import Point, TokenGrid
-from detr_jax.inference.raw_outputs import model_input
+from detr_jax.inference.raw_outputs import model_input, repr_of_shapes
 from detr_jax.inference.segmenter import Segmenter
 from detr_jax.models.attention_weights import AttentionWeights, detect_with_attention
 from detr_jax.models.detr import Detr
@@ -52,6 +52,10 @@ class Attention(NamedTuple):
     labels: Int[np.ndarray, " queries"]
     boxes: Float32[np.ndarray, "queries 4"]
     grid: TokenGrid
+
+    def __repr__(self) -> str:
+        """Dtypes and shapes."""
+        return repr_of_shapes(self)
 
 
 def image_attention(

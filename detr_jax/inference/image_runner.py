@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from detr_jax.data.example import Size
 from detr_jax.data.image_files import check_size
 from detr_jax.data.images import ImageRules, pad_images, resize_for_eval, static_shape
-from detr_jax.data.inputs import AnyImage, ImageList, naming_image, read_input
+from detr_jax.data.inputs import AnyImage, Images, naming_image, read_input
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
 from detr_jax.inference.detections import coco_results, describe_dropped, detections
@@ -52,7 +52,7 @@ class ImageRunner:
         with naming_image(index, image):
             return self.read(image, unit_range)
 
-    def run_all(self, image: AnyImage | ImageList, run: RunBatch, unit_range: bool, batch_size: int) -> Any:
+    def run_all(self, image: AnyImage | Images, run: RunBatch, unit_range: bool, batch_size: int) -> Any:
         """The result of an image; of a list of images, a list.
 
         Args:

@@ -11,20 +11,20 @@ import jax
 from ml_collections import ConfigDict
 
 from detr_jax.config import validate
-from detr_jax.data.images import ListedImage, list_images, read_image
+from detr_jax.data.images import ListedImage, read_image
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
-from detr_jax.inference.prediction_folder import OUTPUT_FOLDER, PredictionFolder, result_folders
+from detr_jax.inference.earlier_predictions import images_to_segment
+from detr_jax.inference.prediction_folder import OUTPUT_FOLDER, PredictionFolder
 from detr_jax.inference.predictor import Predictor
 from detr_jax.inference.tiles import Tiling, stream_tiled
 from detr_jax.runtime.interruption import Interruption
 from detr_jax.runtime.progress import Advance, progress
-from detr_jax.runtime.reporting import log
+from detr_jax.runtime.reporting import counted, log, printable
 from detr_jax.runtime.workdir import claim
 from detr_jax.weights.class_agreement import GivenCategories, categories_of
 from detr_jax.weights.initialize import trained_model
 
-_LISTED_FAILURES = 20
 _LISTED_FILES = 50  # more files than these get no line each
 _THREADS = min(4, os.cpu_count() or 1)  # that write results
 _BATCH_SIZE_ON_ACCELERATORS = 4
@@ -48,7 +48,7 @@ def predict(
     """
     validate(config)
     predictions = Path(workdir) / "predictions"
-    listed = list(list_images(images, skip=result_folders(predictions)))
+    listed = images_to_segment(images, predictions)
     with claim(workdir):
         model, params, source, remark = trained_model(config, workdir)
         if remark:
@@ -85,7 +85,7 @@ def predict_files(
 
     Raises:
       UserError: The model has no mask head, the folder cannot be written to, another process writes to it,
-        or images failed. The message lists these images with the reasons.
+        or images failed. A line with its reason was logged for each.
     """
     if not predictor.has_masks:
         raise UserError(
@@ -103,13 +103,13 @@ def predict_files(
             finished = len(listed) - len(output.pending)
             log(f"{finished} of {len(listed)} images were finished by an earlier run with the same settings")
         if output.replaced:
-            log(f"{output.replaced} earlier predictions, of other images or settings, will be replaced")
+            replaced = counted(output.replaced, "earlier prediction")
+            log(f"{replaced}, of other images or settings, will be replaced")
         job = _FolderJob(predictor, listed, output, tiling)
         _run_and_publish(job, output, folder, batch_size or _default_batch_size())
-    failures = [reason for _, reason in sorted(job.failures.items())]
-    if failures:
+    if job.failed:
         raise UserError(
-            "\n  ".join([f"{len(failures)} of {len(listed)} images failed:", *_shortened(failures)])
+            f"{job.failed} of {len(listed)} images failed: the lines that begin with 'skipped' say why"
         )
 
 
@@ -128,17 +128,23 @@ def _run_and_publish(
             ended = True
         finally:
             if output.replaced and not (ended and output.finished):
-                kept = f"{output.replaced} earlier predictions in {_printable(folder)} are kept"
-                log(f"{kept}: the same command finishes the new ones, then replaces them")
+                kept = f"{counted(output.replaced, 'earlier prediction')} in {printable(folder)}"
+                log(f"keeps {kept}: the same command finishes the new ones, then replaces them")
             else:
-                log(f"wrote {output.publish()} predictions to {_printable(folder)}")
+                log(_written(output.publish(), Path(folder), output.overlays))
+
+
+def _written(count: int, folder: Path, overlays: bool) -> str:
+    """What was written, and what to open."""
+    pictures = f"; pictures in {printable(folder / 'overlays')}" if overlays and count else ""
+    return f"wrote {counted(count, 'prediction')} to {printable(folder)}{pictures}"
 
 
 class _FolderJob:
     """Segments images while the next ones are read, and writes the results in threads.
 
     Attributes:
-      failures: Which file failed and why, by the index of the image.
+      failed: Number of images that failed.
     """
 
     def __init__(
@@ -148,7 +154,7 @@ class _FolderJob:
         output: PredictionFolder,
         tiling: Tiling | None,
     ):
-        self.failures: dict[int, str] = {}
+        self.failed = 0
         self._tiling = tiling
         self._predictor, self._images, self._output = predictor, images, output
         self._lists_files = len(output.pending) <= _LISTED_FILES
@@ -187,17 +193,17 @@ class _FolderJob:
             self._fail(index, error, advance)
             return
         if self._lists_files:
-            log(f"{_printable(self._images[index].path)}: {count} segments")
+            log(f"{printable(self._images[index].path)}: {counted(count, 'segment')}")
         advance()
 
     def _fail(self, index: int, error: Exception, advance: Advance) -> None:
         """Logs why an image failed, with the traceback of what is not known to be the user's error."""
-        path, reason = _printable(self._images[index].path), _one_line(error)
+        path, reason = printable(self._images[index].path), _one_line(error)
         if not isinstance(error, UserError):
-            log(_printable("".join(traceback.format_exception(error))))
+            log(printable("".join(traceback.format_exception(error))))
             reason = f"{type(error).__name__}: {reason}"
-        self.failures[index] = reason if path in reason else f"{path}: {reason}"
-        log(f"skipped: {self.failures[index]}")
+        self.failed += 1
+        log(f"skipped: {reason if path in reason else f'{path}: {reason}'}")
         advance()
 
 
@@ -206,14 +212,4 @@ def _default_batch_size() -> int:
 
 
 def _one_line(error: Exception) -> str:
-    return _printable(str(error).partition("\n")[0])
-
-
-def _printable(text: str | Path) -> str:
-    """The text, with escapes for bytes of a file name that are no UTF-8, which a terminal refuses."""
-    return str(text).encode(errors="backslashreplace").decode()
-
-
-def _shortened(lines: list[str]) -> list[str]:
-    more = len(lines) - _LISTED_FAILURES
-    return [*lines[:_LISTED_FAILURES], f"... and {more} more"] if more > 0 else lines
+    return printable(str(error).partition("\n")[0])

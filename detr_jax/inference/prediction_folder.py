@@ -6,7 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from detr_jax.data.example import Category
 from detr_jax.data.images import ListedImage
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.errors import UserError
+from detr_jax.inference.earlier_predictions import DESCRIPTION, FOLDERS, RECORDS, written_files
 from detr_jax.inference.prediction_names import file_names, image_ids, png_names
 from detr_jax.inference.prediction_records import (
     Record,
@@ -31,11 +32,8 @@ from detr_jax.runtime.files import write_text
 from detr_jax.runtime.workdir import Claimable
 from detr_jax.visualize import overlay
 
-FOLDERS = ("panoptic", "overlays")
 OUTPUT_FOLDER = Claimable("output folder", "output folder", FOLDERS)
-_DESCRIPTION = "panoptic segmentations predicted by detr-jax"
 _STAGING = ".predictions.partial"
-_RECORDS = ".predictions.jsonl"
 
 
 class PredictionFolder:
@@ -72,7 +70,7 @@ class PredictionFolder:
           UserError: The folder cannot be written to, or its panoptic.json is not that of an earlier run.
         """
         self._folder, self._settings, self._categories = Path(folder), settings, to_json(categories)
-        self._staging, self._records = self._folder / _STAGING, self._folder / _RECORDS
+        self._staging, self._records = self._folder / _STAGING, self._folder / RECORDS
         self.overlays, self._folders = overlays, FOLDERS if overlays else FOLDERS[:1]
         self._images, self._stamps = images, [stamp_of(image.path) for image in images]
         self._lock = threading.Lock()
@@ -174,7 +172,7 @@ class PredictionFolder:
                 {"image_id": ids[index], "file_name": record.name, "segments_info": record.segments_info}
             )
         return {
-            "info": {"description": _DESCRIPTION},
+            "info": {"description": DESCRIPTION},
             "images": images,
             "annotations": annotations,
             "categories": self._categories,
@@ -186,27 +184,10 @@ class PredictionFolder:
         Raises:
           UserError: panoptic.json was not written by an earlier run.
         """
-        path = self._folder / "panoptic.json"
-        names: list[str] = []
-        if path.exists():
-            try:
-                names = _listed_names(json.loads(path.read_text()))
-            except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(
-                    f"{path} is not from an earlier prediction: move it away, or choose another output folder"
-                ) from error
         inputs = {os.path.realpath(image.path) for image in self._images}
-        files = {(folder, name) for folder in FOLDERS for name in names}
-        for record in records:
-            files |= {
-                (folder, record.name)
-                for folder in FOLDERS
-                if _is_inside(record.name)
-                and stamp_of(self._folder / folder / record.name) == record.pngs.get(folder, ())
-            }
         return {
             (folder, name)
-            for folder, name in files
+            for folder, name in written_files(self._folder, records)
             if (real := os.path.realpath(self._folder / folder / name)) not in inputs
             and real.startswith(os.path.realpath(self._folder / folder) + os.sep)
         }
@@ -234,37 +215,6 @@ class PredictionFolder:
             for name in _names_below(self._staging / folder):
                 if (folder, name) not in useful:
                     _remove(self._staging / folder / name, self._staging)
-
-
-def result_folders(folder: str | Path) -> list[Path]:
-    """The folders of PNGs in a folder of predictions, which hold no images to segment."""
-    return [Path(folder) / name for name in FOLDERS]
-
-
-def _listed_names(document: dict[str, Any]) -> list[str]:
-    """Names of the PNGs of a panoptic.json of this project.
-
-    Raises:
-      ValueError: The document is someone else's, such as annotations, or names files in other folders.
-    """
-    annotations = document["annotations"]
-    if "info" in document:
-        ours = document["info"]["description"] == _DESCRIPTION
-    else:  # earlier versions wrote no description, but scores, which annotations lack
-        scored = all("score" in info for annotation in annotations for info in annotation["segments_info"])
-        ours = scored and set(document) == {"images", "annotations", "categories"}
-    if not ours:
-        raise ValueError("not predictions")
-    names = [annotation["file_name"] for annotation in annotations]
-    if not all(map(_is_inside, names)):
-        raise ValueError("files in other folders")
-    return names
-
-
-def _is_inside(name: str) -> bool:
-    """Whether the path of a file stays within the folder that it is relative to."""
-    path = PurePosixPath(name)
-    return bool(path.name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
 
 
 def _names_below(folder: Path) -> list[str]:

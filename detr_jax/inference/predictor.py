@@ -11,12 +11,12 @@ from ml_collections import ConfigDict
 from detr_jax.config import default_config
 from detr_jax.data.example import Category, Size
 from detr_jax.data.images import ImageRules
-from detr_jax.data.inputs import AnyImage, ImageList, read_input, read_inputs
+from detr_jax.data.inputs import AnyImage, Images, read_input, read_inputs, several
 from detr_jax.data.panoptic import PanopticSegmentation
 from detr_jax.data.token_grid import Point
 from detr_jax.inference.image_attention import Attention, image_attention
 from detr_jax.inference.image_runner import ImageRunner, checked_threshold
-from detr_jax.inference.model_identity import model_identity
+from detr_jax.inference.model_identity import describe_model, model_identity
 from detr_jax.inference.prepared_image import PreparedImage, prepare_image
 from detr_jax.inference.pretrained import load_pretrained
 from detr_jax.inference.raw_outputs import RawOutputs, raw_outputs
@@ -31,9 +31,8 @@ from detr_jax.weights.class_agreement import GivenCategories
 class Predictor:
     """Runs a trained model on images.
 
-    An image is given as in `AnyImage`: a path, an address ("https://..."), the bytes of a file, a Pillow
-    image, or an array of NumPy or JAX, uint8: grey, RGB or RGBA. Arrays of floats in [0, 1] need
-    `unit_range=True`, since floats are common in [0, 255] and [-1, 1], too.
+    An image is given as in `read_input`: a path, an address ("https://..."), the bytes of a file, a Pillow
+    image, or an array, uint8 or, with `unit_range=True`, floats in [0, 1]: grey, RGB or RGBA.
 
     Attributes:
       config: Config that image sizes and thresholds are taken from.
@@ -46,8 +45,7 @@ class Predictor:
     ):
         """Copies the parameters to the first local device. Compiles nothing yet, see `warmup`.
 
-        Programs are stored in the user's cache folder as soon as they are compiled, and loaded by later
-        processes, unless JAX's compilation cache is configured already.
+        Compiled programs are stored in the user's cache folder, unless JAX has another compilation cache.
 
         Args:
           model: Detector and mask head.
@@ -56,12 +54,16 @@ class Predictor:
           config: Config with image sizes and thresholds; `default_config()` by default.
         """
         enable_compilation_cache()
-        self.config = config or default_config()
+        self.config, self._source = config or default_config(), ""
         self.categories, self.has_masks = categories, "mask_head" in params
         devices = jax.local_devices()[:1]
         replicated = parallel.replicate(params, devices)
         self._segmenter = Segmenter.from_config(self.config, model, replicated, categories, devices)
         self._runner = ImageRunner(self._segmenter, self.config)
+
+    def __repr__(self) -> str:
+        params = self._segmenter.params
+        return f"Predictor({describe_model(self._source, self.config, self.categories, params)})"
 
     @classmethod
     def from_pretrained(
@@ -103,7 +105,10 @@ class Predictor:
             cannot be used.
         """
         settings = {"threshold": threshold, "merge_stuff": merge_stuff, "duplicate_iou": duplicate_iou}
-        return cls(*load_pretrained(source, dilation, categories, {**settings, "averaged": averaged}, dtype))
+        loaded = load_pretrained(source, dilation, categories, {**settings, "averaged": averaged}, dtype)
+        predictor = cls(*loaded)
+        predictor._source = str(source)
+        return predictor
 
     @property
     def image_rules(self) -> ImageRules:
@@ -117,17 +122,12 @@ class Predictor:
 
     @overload
     def __call__(
-        self,
-        image: ImageList,
-        *,
-        threshold: float | None = ...,
-        unit_range: bool = ...,
-        batch_size: int = ...,
+        self, image: Images, *, threshold: float | None = ..., unit_range: bool = ..., batch_size: int = ...
     ) -> list[PanopticSegmentation]: ...
 
     def __call__(
         self,
-        image: AnyImage | ImageList,
+        image: AnyImage | Images,
         *,
         threshold: float | None = None,
         unit_range: bool = False,
@@ -176,7 +176,7 @@ class Predictor:
         """
         read = functools.partial(self._runner.read_numbered, unit_range=unit_range)
         run = self._runner.segmentation(threshold)
-        return ReadAhead(read, run, batch_size, return_errors).results(enumerate(images))
+        return ReadAhead(read, run, batch_size, return_errors).results(enumerate(several(images)))
 
     def warmup(self, sizes: Iterable[Size], batch_size: int = 1) -> None:
         """Compiles the programs for images of given sizes, or loads them from disk, before the first image.
@@ -201,12 +201,12 @@ class Predictor:
 
     @overload
     def detect(
-        self, image: ImageList, threshold: float = ..., *, unit_range: bool = ..., batch_size: int = ...
+        self, image: Images, threshold: float = ..., *, unit_range: bool = ..., batch_size: int = ...
     ) -> list[list[dict[str, Any]]]: ...
 
     def detect(
         self,
-        image: AnyImage | ImageList,
+        image: AnyImage | Images,
         threshold: float = 0.7,
         *,
         unit_range: bool = False,

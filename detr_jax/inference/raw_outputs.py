@@ -29,6 +29,19 @@ class RawOutputs(NamedTuple):
     pred_boxes: Float32[np.ndarray, "queries 4"]
     pred_masks: Float32[np.ndarray, "queries quarter_height quarter_width"] | None
 
+    def __repr__(self) -> str:
+        """Dtypes and shapes."""
+        return repr_of_shapes(self)
+
+
+def repr_of_shapes(outputs: Any) -> str:
+    """A short `repr` of a NamedTuple: the dtype and shape of each array, and other values as they are."""
+    fields = (
+        f"{name}={value.dtype} {value.shape}" if hasattr(value, "shape") else f"{name}={value!r}"
+        for name, value in outputs._asdict().items()
+    )
+    return f"{type(outputs).__name__}({', '.join(fields)})"
+
 
 def raw_outputs(
     segmenter: Segmenter,

@@ -22,6 +22,16 @@ def log(text: str) -> None:
         Console(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
+def printable(text: str | Path) -> str:
+    """The text, with escapes for bytes of a file name that are no UTF-8, which a terminal refuses."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 image", "2 images"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 class Reporter:
     """Writes metrics.jsonl, TensorBoard events and curves.png to a working directory, on process 0 only.
 

@@ -105,8 +105,13 @@ def read_matching_image(
 
     Raises:
       MissingFileError: There is no such file.
-      UserError: The image cannot be read, or its size is not that of the segmentation.
+      UserError: It is no segmentation, the image cannot be read, or its size is another.
     """
+    if not isinstance(segmentation, PanopticSegmentation):
+        raise UserError(
+            f"an object of {type(segmentation).__name__} is no PanopticSegmentation: for an Example of a "
+            "dataset, detr_jax.data.panoptic.from_example(example, source.categories) returns one"
+        )
     pixels = read_input(image, rules_for(segmentation.segment_map.shape), unit_range)
     if pixels.shape[:2] != segmentation.segment_map.shape:
         sizes = ["x".join(map(str, shape)) for shape in (pixels.shape[:2], segmentation.segment_map.shape)]

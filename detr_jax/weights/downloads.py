@@ -14,9 +14,11 @@ import errno
 import hashlib
 import http.client
 import os
+import ssl
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from detr_jax.errors import MissingFileError, UserError
-from detr_jax.weights.published import hash_in_name
+from detr_jax.weights.published import hash_in_name, packaged
 
 _TIMEOUT = 15.0  # seconds without a byte
 _WAITS = (0.5, 1.0, 2.0)  # seconds before each retry; starts over whenever bytes arrive
@@ -38,6 +40,10 @@ _ELSEWHERE = "or download it elsewhere and give its path instead of the name"
 
 class _CutError(Exception):
     """The connection failed, and may work when it is tried again."""
+
+
+class _NoConnectionError(_CutError):
+    """There was no connection to the server."""
 
 
 def cache_folder() -> Path:
@@ -180,10 +186,20 @@ def _receive_all(address: str, target: BinaryIO, show: Callable[[int, int | None
             if target.tell() > before:
                 waits = iter(_WAITS)
             if (wait := next(waits, None)) is None:
+                resumes = ", which resumes" if target.tell() else ""
                 raise MissingFileError(
-                    f"cannot download {address}: {error}; try again later, which resumes, {_ELSEWHERE}"
-                ) from error
+                    f"cannot download {address}: {error}; try again later{resumes}, {_remedy(error)}"
+                ) from None
             time.sleep(wait)
+
+
+def _remedy(error: _CutError) -> str:
+    if not isinstance(error, _NoConnectionError):
+        return _ELSEWHERE
+    return (
+        f"set DETR_JAX_WEIGHTS_URL to the address of a folder that has it, {_ELSEWHERE}; the packaged models "
+        f"({', '.join(packaged())}) need no download"
+    )
 
 
 def _receive(address: str, target: BinaryIO, show: Callable[[int, int | None], None]) -> None:
@@ -206,10 +222,10 @@ def _receive(address: str, target: BinaryIO, show: Callable[[int, int | None], N
             raise MissingFileError(
                 f"cannot download {address}: the server answers {error.code} {error.reason}; set "
                 f"DETR_JAX_WEIGHTS_URL to the address of a folder that has it, {_ELSEWHERE}"
-            ) from error
+            ) from None
         raise _CutError(f"the server answers {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _CutError(_reason(error)) from error
+        raise _failure(error, address) from error
     with response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:  # the whole file
             start = target.truncate(0)
@@ -231,6 +247,15 @@ def _handle_no_rest(error: urllib.error.HTTPError, target: BinaryIO, start: int)
         target.truncate(0)
         target.seek(0)
         raise _CutError("the part that was downloaded before is not of this file") from error
+
+
+def _failure(error: Exception, address: str) -> _CutError:
+    """What a request that got no answer failed with: for lack of a connection, the name of the host."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) else None
+    if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError):
+        host = urllib.parse.urlsplit(address).hostname
+        return _NoConnectionError(f"no connection to {host} ({cause.strerror or _reason(error)})")
+    return _CutError(_reason(error))
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

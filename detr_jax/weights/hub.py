@@ -55,19 +55,19 @@ def _ask(name: str, repository: str, revision: str | None) -> Path:
     login = "run: hf auth login"
     try:
         file = _download(repository, revision)
-    except errors.GatedRepoError as error:
+    except errors.GatedRepoError:
         raise MissingFileError(
             f"{where} needs a permission: ask for it at {constants.ENDPOINT}/{repository}, then {login}"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
+        ) from None
+    except errors.RepositoryNotFoundError:
         raise MissingFileError(
             f"{name} is not a file, and the Hugging Face hub has no repository {repository}, or it is "
             f"private: check the name, or {login}"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise MissingFileError(f"{where} has no revision {revision}: name a branch, tag or commit") from error
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise MissingFileError(f"{where} has no revision {revision}: name a branch, tag or commit") from None
     except errors.HFValidationError as error:
-        raise MissingFileError(f"{name} is neither a file nor a repository: {_line(error)}") from error
+        raise MissingFileError(f"{name} is neither a file nor a repository: {_line(error)}") from None
     # Errors of httpx are not built-in ones; those of requests, which older versions of the hub use, are.
     except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]  # not exported
         if cached := _cached(repository, revision):
@@ -75,7 +75,7 @@ def _ask(name: str, repository: str, revision: str | None) -> Path:
         raise MissingFileError(
             f"{name} is not a file, and {constants.ENDPOINT} cannot be reached for {where}: {_line(error)}; "
             "try again later, or give the path of a file"
-        ) from error
+        ) from None
     if not file:
         raise MissingFileError(
             f"{where} has neither {' nor '.join(FILES)}: name a revision that has one "

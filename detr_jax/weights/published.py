@@ -113,8 +113,12 @@ def available() -> tuple[str, ...]:
 
     The packaged models are files of this package; the published ones are downloaded on first use.
     """
-    packaged = sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
-    return (*packaged, *PUBLISHED)
+    return (*packaged(), *PUBLISHED)
+
+
+def packaged() -> list[str]:
+    """Names of the models in this package."""
+    return sorted(path.stem for path in PACKAGED.glob("*.safetensors"))
 
 
 def published_model(name: str) -> PublishedModel | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detr_jax.config_rules import shortened
+from detr_jax.config_rules import nearest_name, shortened
 from detr_jax.errors import MissingFileError, MissingPackageError
 from detr_jax.weights import downloads, hub
 from detr_jax.weights.layouts import StateDict, WeightsError
@@ -47,9 +47,11 @@ def locate(name: str | Path) -> Path:
         return downloads.fetch(published.address)
     if hub.is_repository(str(name)):
         return hub.fetch(str(name))
+    backbones = ", ".join(BACKBONES)
+    known = f"{', '.join(available())}, {backbones} (a backbone), or owner/name on the Hugging Face hub"
+    nearest = nearest_name(str(name).lower(), (*available(), *BACKBONES))
     raise MissingFileError(
-        f"no such checkpoint: {name} is not a file, and not the name of one: {', '.join(available())}, "
-        f"{', '.join(BACKBONES)} (a backbone), or owner/name on the Hugging Face hub"
+        f"no such checkpoint: {name} is not a file, and not the name of one: {nearest or known}"
     )
 
 

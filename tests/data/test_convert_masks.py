@@ -244,8 +244,10 @@ def test_options_out_of_range_are_named(changes, message):
 
 
 def test_folders_that_do_not_belong_together_are_named(source):
-    with pytest.raises(MissingFileError, match="there is no folder"):
+    with pytest.raises(MissingFileError, match="there is no folder .*nowhere: name the folder of masks"):
         convert(source / "nowhere", source / "out", options(source))
+    with pytest.raises(MissingFileError, match="there is no folder .*nowhere: name the folder of images"):
+        convert(source / "masks", source / "out", options(source, images=source / "nowhere"))
     write_image(source / "others" / "a.png")
     with pytest.raises(UserError, match=r"no image has a mask: .* the images include a, the masks 0"):
         convert(source / "masks", source / "out", options(source, images=source / "others"))

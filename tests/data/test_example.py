@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 
 from detr_jax.data.example import Source, coco_bbox, pixel_corners
@@ -24,3 +26,10 @@ def test_conversions_accept_no_boxes():
 def test_a_dataset_is_a_source():
     assert isinstance(Shapes("train", 1), Source)
     assert not isinstance([], Source)
+
+
+def test_repr_is_short():
+    example = Shapes("validation", 8)[5]
+    assert repr(example) == "Example('shapes_validation_000005.png', id 5, 128x128, 7 segments)"
+    larger = dataclasses.replace(example, orig_size=(480, 640))
+    assert repr(larger).endswith("128x128, originally 480x640, 7 segments)")

@@ -1,6 +1,7 @@
 import contextlib
 import http.server
 import threading
+import traceback
 
 import make
 import numpy as np
@@ -71,6 +72,7 @@ def message_of(address):
     with pytest.raises(UserError) as raised:
         download(address)
     assert "\n" not in str(raised.value)
+    assert "".join(traceback.format_exception(raised.value)).count("Traceback") == 1
     return str(raised.value)
 
 

@@ -151,9 +151,11 @@ def test_text_that_expands_is_refused_in_one_line(tmp_path):
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
-    for path in (tmp_path / "missing.png", tmp_path, tmp_path / "a\0b"):
+    for path in (tmp_path / "missing.png", tmp_path / "a\0b"):
         with pytest.raises(MissingFileError, match="no such image"):
             decode_image(path, path)
+    with pytest.raises(UserError, match=f"^{tmp_path} is a folder, not an image$"):
+        decode_image(tmp_path, tmp_path)
 
 
 def test_decoding_closes_the_file(tmp_path):

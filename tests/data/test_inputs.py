@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import jax.numpy as jnp
 import make
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr_jax.data.inputs import read_input, read_inputs
+from detr_jax.data.inputs import read_input, read_inputs, several
 from detr_jax.errors import MissingFileError, UserError
 
 PIXELS = make.image(20, 30, 1)
@@ -85,6 +86,19 @@ def test_names_what_cannot_be_read():
         read_input("missing.png")
     with pytest.raises(UserError, match="file:///etc/passwd is not read: .* http:// or https://"):
         read_input("file:///etc/passwd")
+
+
+def test_a_folder_is_told_from_a_missing_image(tmp_path):
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.raises(UserError, match=rf"^{tmp_path} is a folder.*stream\(paths\), or run `detr-jax"):
+            read_inputs([PIXELS, folder])
+
+
+def test_several_images_are_not_one():
+    assert several(["a.png"]) == ["a.png"]
+    for one in ("folder", Path("folder"), b"content", Image.fromarray(PIXELS)):
+        with pytest.raises(UserError, match="any number of images, not one: give a list"):
+            several(one)
 
 
 def test_errors_name_the_index_of_an_image_that_is_no_file(tmp_path):

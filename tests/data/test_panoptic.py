@@ -25,6 +25,19 @@ def test_saves_a_coco_png_and_creates_its_folder(tmp_path):
         np.testing.assert_array_equal(ids_from_png(png), IDS)
 
 
+def test_save_completes_a_name_without_suffix_and_refuses_other_formats(tmp_path):
+    for name, written in (("segments", "segments.png"), ("upper.PNG", "upper.PNG"), ("v1/a", "v1/a.png")):
+        PanopticSegmentation(IDS, INFOS, FOUR).save(tmp_path / name)
+        with Image.open(tmp_path / written) as png:
+            np.testing.assert_array_equal(ids_from_png(png), IDS)
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("segments.jpg", "segments.json", "new/segments.tif"):
+        expected = rf"{name} does not end in \.png: .*overlay\(image\)\.save.*to_coco"
+        with pytest.raises(UserError, match=expected):
+            PanopticSegmentation(IDS, INFOS, FOUR).save(str(tmp_path / name))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_annotation_is_an_entry_of_a_coco_json_file():
     annotation = PanopticSegmentation(IDS, INFOS, FOUR).annotation(7, "7.png")
     expected = {"image_id": 7, "file_name": "7.png", "segments_info": INFOS}

@@ -64,14 +64,17 @@ def test_a_failing_image_does_not_stop_the_others(predictor, tmp_path, capsys):
     undecodable = save_image(Path(os.fsdecode(bytes(tmp_path) + b"/\xff.png")), 40, 60)
     with pytest.raises(UserError) as raised:
         run(flaky, [tmp_path / "text.jpg", *others, undecodable], tmp_path / "out")
-    first, *reasons = str(raised.value).splitlines()
-    assert first == "2 of 4 images failed:"
-    assert "text.jpg" in reasons[0] and reasons[1].endswith("big.png: MemoryError: RESOURCE_EXHAUSTED: 9 GB")
+    assert str(raised.value) == "2 of 4 images failed: the lines that begin with 'skipped' say why"
     written = json.loads((tmp_path / "out" / "panoptic.json").read_text())
     assert [image["id"] for image in written["images"]] == [3, 4]
     assert written_names(tmp_path / "out") == ["a.png", "image.png"]
     printed = capsys.readouterr().out
-    assert "Traceback" in printed and "second line" in printed and "wrote 2 predictions" in printed
+    skipped = [line for line in printed.splitlines() if line.startswith("skipped")]
+    assert len(skipped) == 2 and all(f"skipped: {tmp_path}" in line for line in skipped)
+    assert "text.jpg cannot be read as an image" in skipped[0]
+    assert skipped[1].endswith("big.png: MemoryError: RESOURCE_EXHAUSTED: 9 GB")
+    assert "Traceback" in printed and "second line" in printed
+    assert f"wrote 2 predictions to {tmp_path}/out; pictures in {tmp_path}/out/overlays\n" in printed
 
 
 def test_other_files_and_the_images_themselves_are_kept(predictor, tmp_path):
@@ -123,11 +126,13 @@ def test_official_tools_accept_the_results(predictor, tmp_path):
     assert counts.pq_average(categories, isthing=None)[0]["pq"] == 1.0
 
 
-def test_overlays_can_be_left_out(predictor, tmp_path):
+def test_overlays_can_be_left_out(predictor, tmp_path, capsys):
     files = [save_image(tmp_path / "a.png", 40, 60)]
     run(predictor, files, tmp_path / "out")
     recording = Recording(predictor)
+    capsys.readouterr()
     run(recording, files, tmp_path / "out", overlays=False)
+    assert capsys.readouterr().out.endswith(f"wrote 1 prediction to {tmp_path}/out\n")
     assert recording.segmented == []
     assert not list((tmp_path / "out").glob("overlays/*")) and list((tmp_path / "out").glob("panoptic/*"))
     run(recording, files, tmp_path / "out")

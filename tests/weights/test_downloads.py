@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -72,6 +73,11 @@ def assert_one_line(caught):
     assert len(str(caught.value)) < 500
 
 
+def assert_no_chain(caught):
+    """Python prints this exception alone."""
+    assert "".join(traceback.format_exception(caught.value)).count("Traceback") == 1
+
+
 def test_downloads_once(server, tmp_path, capsys):
     file = fetch()
     assert file == tmp_path / "cache" / NAME
@@ -125,9 +131,8 @@ def test_nothing_is_left_to_receive(length, server, tmp_path):
 
 def test_gives_up_when_nothing_more_arrives(server, tmp_path):
     server.cuts = [1000, *[0] * 9]
-    with pytest.raises(
-        MissingFileError, match=r"was cut after 1000 of \d+ bytes; try again.*give its path"
-    ) as c:
+    message = r"was cut after 1000 of \d+ bytes; try again later, which resumes, .*give its path"
+    with pytest.raises(MissingFileError, match=message) as c:
         fetch()
     assert_one_line(c)
     assert (tmp_path / "cache" / f"{NAME}.partial").stat().st_size == 1000
@@ -193,6 +198,8 @@ def test_refusals_of_the_server(status, requests, server):
     with pytest.raises(MissingFileError, match=f"/detr/{NAME}: the server answers {status}") as caught:
         fetch()
     assert_one_line(caught)
+    assert_no_chain(caught)
+    assert "which resumes" not in str(caught.value)
     assert len(server.requests) == requests
 
 
@@ -208,9 +215,33 @@ def test_a_server_that_is_down_or_silent(server, monkeypatch):
             with pytest.raises(MissingFileError, match=f"cannot download {address}/{NAME}: .*{message}") as c:
                 fetch()
             assert_one_line(c)
+            assert_no_chain(c)
+            assert "which resumes" not in str(c.value)
     monkeypatch.setenv("DETR_JAX_WEIGHTS_URL", "file:///etc")
     with pytest.raises(UserError, match="must start with https"):
         fetch()
+
+
+@pytest.mark.parametrize("received", [0, 777])
+def test_no_connection_names_the_host_and_what_needs_none(received, server, tmp_path, monkeypatch):
+    partial = tmp_path / "cache" / f"{NAME}.partial"
+    partial.parent.mkdir()
+    partial.write_bytes(CONTENT[:received])
+    with socket.socket() as closed:  # bound, so that nobody else listens there
+        closed.bind(("127.0.0.1", 0))
+        here = f"127.0.0.1:{closed.getsockname()[1]}"
+        for host, reason in ((here, "Connection refused"), ("no.invalid", "")):
+            monkeypatch.setenv("DETR_JAX_WEIGHTS_URL", f"http://{host}")
+            with pytest.raises(MissingFileError) as caught:
+                fetch()
+            resumes = ", which resumes" if received else ""
+            assert re.fullmatch(
+                rf"cannot download http://{host}/{NAME}: no connection to {host.partition(':')[0]} "
+                rf"\({reason}.*\); try again later{resumes}, set DETR_JAX_WEIGHTS_URL to .*give its path .*; "
+                r"the packaged models \(shapes-boxes, shapes-panoptic\) need no download",
+                str(caught.value),
+            )
+            assert_no_chain(caught)
 
 
 _FETCH = f"""
@@ -228,11 +259,7 @@ except UserError as error:
 
 def test_a_full_disk_is_one_line_and_resumes(server):
     """A limit on the size of files stands for the disk."""
-    full = subprocess.run(
-        [sys.executable, "-c", _FETCH, "300000"],
-        capture_output=True,
-        text=True,
-    )
+    full = subprocess.run([sys.executable, "-c", _FETCH, "300000"], capture_output=True, text=True)
     assert full.returncode == 1
     said = full.stderr.splitlines()
     assert re.match(rf"cannot write {NAME} to .*: File too large; make room .*DETR_JAX_CACHE", said[-1])

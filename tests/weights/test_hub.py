@@ -68,7 +68,7 @@ def server():
 
 
 _FETCH = """
-import json, sys
+import json, sys, traceback
 from detr_jax.errors import MissingFileError
 from detr_jax.weights import hub
 for name in sys.argv[1:]:
@@ -77,6 +77,7 @@ for name in sys.argv[1:]:
         result = {"content": file.read_text(), "beside": sorted(x.name for x in file.parent.iterdir())}
     except MissingFileError as error:
         result = {"error": str(error)}
+        assert "".join(traceback.format_exception(error)).count("Traceback") == 1
     print(json.dumps(result))
 """
 

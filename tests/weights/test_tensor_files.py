@@ -6,8 +6,12 @@ import make
 import numpy as np
 import pytest
 
+from detr_jax import Predictor
+from detr_jax.config import default_config
+from detr_jax.data.categories import coco_panoptic
 from detr_jax.errors import MissingFileError, MissingPackageError, UserError
 from detr_jax.weights import tensor_files
+from detr_jax.weights.initialize import starting_model, trained_model
 from detr_jax.weights.layouts import WeightsError
 
 
@@ -57,9 +61,9 @@ def test_names_the_package_that_writes_pth_files(tmp_path, monkeypatch):
 
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(
-        MissingFileError, match=r"detr-r51 .*shapes-panoptic.*detr-r50-panoptic.*resnet50"
+        MissingFileError, match=r"my_model .*shapes-panoptic.*detr-r50-panoptic.*resnet50"
     ) as caught:
-        tensor_files.locate("detr-r51")
+        tensor_files.locate("my_model")
     assert "\n" not in str(caught.value)
 
 
@@ -147,3 +151,29 @@ def test_messages_do_not_quote_a_long_header(tmp_path):
     with pytest.raises(WeightsError, match="cannot be read as a checkpoint: ") as refused:
         tensor_files.read_state_dict(file)
     assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("shapes_panoptic", "shapes-panoptic"),
+        ("detr-r50-panoptik", "detr-r50-panoptic"),
+        ("DETR-R101", "detr-r101"),
+        ("resnet-50", "resnet50"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_nearest(name, meant, tmp_path):
+    expected = f"no such checkpoint: {name} is not a file, and not the name of one: did you mean '{meant}'?"
+    config = default_config()
+    config.init_from = name
+    started = default_config()
+    started.init_backbone_from = name
+    for load in (
+        lambda: Predictor.from_pretrained(name),
+        lambda: trained_model(config, tmp_path),
+        lambda: starting_model(config, coco_panoptic()),
+        lambda: starting_model(started, coco_panoptic()),
+    ):
+        with pytest.raises(MissingFileError) as raised:
+            load()
+        assert str(raised.value) == expected

@@ -223,16 +223,16 @@ def _stacked_objects(
     return ObjectMap(numbers, names, labels, [False] * len(names), dropped)
 
 
-def _folder(path: Path) -> Path:
+def _folder(path: Path, content: str = "masks") -> Path:
     if not path.is_dir():
-        raise MissingFileError(f"there is no folder {path}: name the folder of masks")
+        raise MissingFileError(f"there is no folder {path}: name the folder of {content}")
     return path
 
 
 def _images_of(options: ConvertOptions) -> dict[str, ListedImage]:
     if options.images is None:
         raise UserError("the images are not known: name their folder")
-    return _by_stem(list_images([_folder(options.images)]))
+    return _by_stem(list_images([_folder(options.images, "images")]))
 
 
 def _by_stem(files: Iterable[ListedImage]) -> dict[str, ListedImage]:

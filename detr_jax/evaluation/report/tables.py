@@ -84,31 +84,25 @@ def _group(result: Mapping[str, Any], group: str) -> dict[str, float | None]:
 
 
 def comparison(result: Mapping[str, Any], categories: Sequence[Category], images: int) -> str:
-    """The table of this evaluation beside published ones.
+    """The table of this evaluation, on COCO beside published ones.
 
     Args:
       result: Result of the evaluation.
-      categories: Categories of the evaluation. Unless they are COCO's, published rows are folded away.
+      categories: Categories of the evaluation. Unless they are COCO's, published scores are no yardstick.
       images: Number of evaluated images.
     """
-    is_coco = {(one.id, one.name) for one in categories} == {(one.id, one.name) for one in coco_panoptic()}
-    own = [_own_row(result, images)]
-    published = [_published_row(model) for model in PUBLISHED_SCORES]
+    own = _own_row(result, images)
+    if {(one.id, one.name) for one in categories} != {(one.id, one.name) for one in coco_panoptic()}:
+        return _scores_table("Scores", [own])
     sources = (
         f"Published rows: the models of facebookresearch/detr ({escape(DETR_PAPER)}, Table 5) and Table 2 of "
         "<cite>Research on Panoptic Segmentation Algorithm Based on Transformer</cite>, on the "
         f"{COCO_IMAGES:,} images of COCO val2017."
     )
-    if is_coco:
-        if images != COCO_IMAGES:
-            sources += f" This evaluation has {number_of(images, 'image')}: compare with care."
-        return f'<p class="note">{sources}</p>' + _scores_table(own + published)
-    return (
-        _scores_table(own)
-        + "<details><summary>Published results on COCO val2017</summary>"
-        + f'<div><p class="note">{sources} Other images and classes: their numbers are no yardstick for this '
-        + f"evaluation.</p>{_scores_table(published)}</div></details>"
-    )
+    if images != COCO_IMAGES:
+        sources += f" This evaluation has {number_of(images, 'image')}: compare with care."
+    rows = [own, *map(_published_row, PUBLISHED_SCORES)]
+    return f'<p class="note">{sources}</p>' + _scores_table("Scores beside published ones", rows)
 
 
 def _own_row(result: Mapping[str, Any], images: int) -> str:
@@ -136,7 +130,7 @@ def _row(name: str, source: str, values: Sequence[str], kind: str = "") -> str:
     )
 
 
-def _scores_table(rows: Sequence[str]) -> str:
+def _scores_table(label: str, rows: Sequence[str]) -> str:
     groups = "".join(
         f'<th scope="colgroup" colspan="{span}" class="group">{name}</th>'
         for name, span in (("All classes", 3), ("Things", 3), ("Stuff", 3), ("AP", 2))
@@ -147,7 +141,7 @@ def _scores_table(rows: Sequence[str]) -> str:
         for index, name in enumerate(names)
     )
     return scrolling(
-        "Scores beside published ones",
+        label,
         f'<table><thead><tr><th rowspan="2" scope="col">Model</th>{groups}</tr><tr>{columns}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>",
     )
