@@ -4,7 +4,6 @@ The experiments in `configs/` start from these defaults: the panoptic ResNet-50 
 Equations are numbered as in the paper on panoptic segmentation, see docs/architecture.md.
 """
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from detr_jax.config_rules import (
     even,
     interval,
     lengths,
+    no_such_field,
     non_negative,
     one_of,
     parse_json,
@@ -282,10 +282,8 @@ def describe_fields(config: ConfigDict) -> str:
 
 
 def unknown_field(path: str) -> str:
-    """The error message for a field that does not exist, with the nearest name."""
-    nearest = difflib.get_close_matches(path, FIELDS, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else "detr_jax/config.py lists all fields"
-    return f"the config has no field {shortened(repr(path))}: {hint}"
+    """The error message for a field that does not exist, see `no_such_field`."""
+    return no_such_field(path, list(FIELDS))
 
 
 def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
