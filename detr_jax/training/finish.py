@@ -33,7 +33,7 @@ def record_finished(workdir: str | Path, step: int) -> None:
 
 
 def drop_finished(workdir: str | Path) -> None:
-    """Removes the record, on process 0 only, before a run makes further steps."""
+    """Removes the record, on process 0 only, before a run continues or is evaluated again."""
     if jax.process_index() == 0:
         (Path(workdir) / _RECORD).unlink(missing_ok=True)
 

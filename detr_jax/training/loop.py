@@ -18,7 +18,7 @@ from detr_jax.runtime.workdir import claim
 from detr_jax.training.averaging import averaged_params
 from detr_jax.training.checkpoints import BestCheckpoint, save_description
 from detr_jax.training.divergence import DivergenceCheck
-from detr_jax.training.finish import closing_lines, drop_finished, last_result, record_finished
+from detr_jax.training.finish import closing_lines, drop_finished, finished_step, last_result, record_finished
 from detr_jax.training.losses import LossWeights
 from detr_jax.training.metrics import IntervalMeans, logged_metrics
 from detr_jax.training.optim import learning_rates, make_optimizer
@@ -58,9 +58,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         try:
             profiler = Profiler(config.profile, Path(workdir) / "profile")
             with Interruption() as interruption, profiler, run.progress.shown(run.step):
-                return _train(run, interruption, profiler)
+                result = _train(run, interruption, profiler)
         finally:
             run.close()
+        if finished_step(workdir) is not None:
+            log(closing_lines(workdir))  # below the live lines
+        return result
 
 
 def _train(run: "_Run", interruption: Interruption, profiler: Profiler) -> dict[str, Any]:
@@ -124,8 +127,7 @@ class _Run:
         self.reporter = Reporter(workdir)
         self.progress = TrainingProgress(self.plan.total, config.batch_size, self.plan.images_to_evaluate)
         self.reporter.drop_records_after(self._first)
-        if start.trains:
-            drop_finished(workdir)
+        drop_finished(workdir)
         if start.describes:
             save_description(workdir, config, self._model, start.source)
 
@@ -225,10 +227,9 @@ class _Run:
             return evaluate_model(self.config, self._model, params, source, self.reporter, self.step, last)
 
     def finish(self) -> None:
-        """Records that the run has finished, and logs what it wrote."""
+        """Records that the run has finished."""
         self.checkpoints.wait()
         record_finished(self._workdir, self.step)
-        log(closing_lines(self._workdir))
 
     def close(self) -> None:
         """Finishes pending checkpoints and closes the files of the reporter, whatever ended the run."""

@@ -138,10 +138,9 @@ class Start:
 
 def _check_batch_size(config: ConfigDict) -> None:
     """Finds a batch that the first step could not divide, before anything is written or compiled."""
-    count = jax.device_count() * config.accumulate_steps
-    if config.batch_size % count:
-        parts = f" times accumulate_steps={config.accumulate_steps}" if config.accumulate_steps > 1 else ""
+    devices, size, parts = jax.device_count(), config.batch_size, config.accumulate_steps
+    if size % (devices * parts):
+        times = f" times accumulate_steps={parts}" if parts > 1 else ""
         raise UserError(
-            f"batch_size is {config.batch_size}: must be a multiple of the number of devices, "
-            f"{jax.device_count()}{parts}"
+            f"batch_size is {size}: must be a multiple of the number of devices, {devices}{times}"
         )

@@ -206,7 +206,9 @@ def test_whatever_ends_a_run_its_saved_step_is_whole(config, tmp_path, monkeypat
 
     config.steps = 3
     train(config, tmp_path)
-    assert "steps is 3, was 2" in capsys.readouterr().out and latest_step(tmp_path) == 3
+    printed = capsys.readouterr().out
+    assert "steps is 3, was 2" in printed and latest_step(tmp_path) == 3
+    assert "report: python main.py" in printed
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["learning_rate"] == 1e-5
     train(config, tmp_path)
     assert f"the run in {tmp_path} ended at step 3" in capsys.readouterr().out
