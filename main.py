@@ -19,7 +19,8 @@ from detr_jax.runtime.startup import divide_cpu, enable_compilation_cache, exit_
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures, predictions.")
-flags.DEFINE_enum("mode", "train", ["train", "eval", "predict"], "Task: training, evaluation or prediction.")
+_MODES = ["train", "eval", "predict"]
+flags.DEFINE_enum("mode", "train", _MODES, "Task: training, evaluation or prediction.")
 flags.DEFINE_string("categories", None, "JSON file that names the classes of the weights.")
 flags.DEFINE_multi_string("images", [], "Image files or folders of images, for --mode=predict.")
 
@@ -66,12 +67,14 @@ def main(arguments: list[str]) -> None:
         validate(config)
         # Imported here, so that mistakes on the command line are reported within a second.
         from detr_jax.runtime import parallel
+        from detr_jax.runtime.reporting import log
 
         enable_compilation_cache()
         if not config.distributed.coordinator:  # several processes have one CPU device each
             part = config.batch_size // config.accumulate_steps
             divide_cpu(config.cpu_devices, (part, config.eval.batch_size))
         parallel.connect(config.distributed)
+        log("loading the program")  # which takes seconds
         configure_heap(one=config.cpu_devices == 1)  # a CPU is divided for small models
         if FLAGS.mode == "train":
             from detr_jax.training.loop import train
@@ -123,7 +126,20 @@ def parse_flags(arguments: Sequence[str]) -> list[str]:
         if any(re.fullmatch("--?(h|help|helpshort|helpfull)", argument) for argument in rest[1:]):
             print(f"Fields of {source}:\n\n{describe_fields(load_config(source))}" if source else HELP)
             sys.exit(0)
+        _check_mode(_value_of("mode", rest) or "train")
         return _parse(load_config(source) if source else _config_of_run(rest), rest)
+
+
+def _check_mode(mode: str) -> None:
+    """Checks the mode before the config: without --config, the mode decides where the config comes from.
+
+    Raises:
+      UserError: There is no such mode.
+    """
+    if mode not in _MODES:
+        near = [known for known in _MODES if mode.startswith(known[:4])]
+        hint = f"; did you mean --mode={near[0]}?" if near else ""
+        raise UserError(f"flag --mode={mode}: value should be one of <{'|'.join(_MODES)}>{hint}")
 
 
 def load_config(source: str) -> ConfigDict:
@@ -210,6 +226,12 @@ def _parse(config: ConfigDict, arguments: list[str]) -> list[str]:
     try:
         config_flags.DEFINE_config_dict("config", config, lock_config=True, sys_argv=arguments)
         positional = FLAGS(arguments)
+    except flags.IllegalFlagValueError as error:
+        field = re.match(r"flag --config\.([\w.]+)=", str(error))
+        if not field or field[1] not in FIELDS:
+            raise UserError(f"{error}. See python main.py --help") from error
+        value = _value_of(f"config.{field[1]}", arguments)
+        raise UserError(f"{field[1]} is {value!r}: must be {FIELDS[field[1]].rule.allowed}") from error
     except flags.Error as error:
         raise UserError(f"{error}. See python main.py --help") from error
     if FLAGS.workdir is None:

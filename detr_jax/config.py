@@ -21,7 +21,7 @@ from detr_jax.config_rules import (
     even,
     interval,
     lengths,
-    nearest_name,
+    no_such_field,
     non_negative,
     one_of,
     parse_json,
@@ -282,9 +282,8 @@ def describe_fields(config: ConfigDict) -> str:
 
 
 def unknown_field(path: str) -> str:
-    """The error message for a field that does not exist, with the nearest name."""
-    hint = nearest_name(path, FIELDS) or "detr_jax/config.py lists all fields"
-    return f"the config has no field {shortened(repr(path))}: {hint}"
+    """The error message for a field that does not exist, see `no_such_field`."""
+    return no_such_field(path, list(FIELDS))
 
 
 def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

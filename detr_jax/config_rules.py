@@ -5,7 +5,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -66,6 +66,48 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
 def shortened(text: str, limit: int = 300) -> str:
     """A text for an error message: its beginning and number of characters if it is longer than `limit`."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def no_such_field(path: str, known: Sequence[str]) -> str:
+    """The error message for a field that does not exist, with a near one, or else the fields of its section.
+
+    Args:
+      path: Name of the field, with its section.
+      known: Names of all fields, with their sections.
+    """
+    sections = {name.rpartition(".")[0] for name in known} - {""}
+    section = path if path in sections else path.rpartition(".")[0]
+    names = [name.removeprefix(f"{section}.") for name in known if name.startswith(f"{section}.")]
+    if path not in sections and (near := _near_name(path, known)):
+        hint = f"did you mean {near!r}?"
+    elif section and names:
+        hint = f"the fields of {section!r} are {', '.join(names)}"
+    else:
+        hint = "python main.py --config=FILE --help lists all fields"
+    return f"the config has no field {shortened(repr(path))}: {hint}"
+
+
+def _near_name(path: str, known: Sequence[str]) -> str | None:
+    """The field that is meant by a name that does not exist; None if no name is near.
+
+    A field is near if its name is misspelt or abbreviated (`lr` or `lrate` for learning_rate), or is in
+    another section. Fields of the section that is named come first.
+    """
+    section, _, name = path[:100].rpartition(".")
+    ends = {other: other.rpartition(".")[2] for other in known}
+    for fields in ([other for other in known if other.rpartition(".")[0] == section], known):
+        if same := [other for other in fields if ends[other] == name or _abbreviates(name, ends[other])]:
+            return same[0]
+        if near := difflib.get_close_matches(name, [ends[other] for other in fields], n=1, cutoff=0.75):
+            return next(other for other in fields if ends[other] == near[0])
+    return None
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Whether a name of several words is shortened to the beginnings of all of them."""
+    words = [re.escape(word) for word in name.split("_")]
+    beginnings = ["".join(f"(?:{letter}" for letter in word) + ")?" * len(word) for word in words]
+    return len(words) > 1 and len(short) > 1 and bool(re.fullmatch("_?".join(beginnings), short))
 
 
 def one_of(*values: Any) -> Rule:

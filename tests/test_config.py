@@ -10,6 +10,7 @@ from detr_jax.config import (
     default_config,
     describe_fields,
     parse_config,
+    unknown_field,
     validate,
 )
 from detr_jax.errors import UserError
@@ -163,6 +164,26 @@ def test_rejects_unknown_and_missing_fields():
     del config.optim.b2
     with pytest.raises(UserError, match="lacks the field 'optim.b2'"):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("optim.lr", "did you mean 'optim.learning_rate'?"),
+        ("optim.lrate", "did you mean 'optim.learning_rate'?"),
+        ("lr", "did you mean 'optim.learning_rate'?"),
+        ("optim.lr_backbone", "did you mean 'optim.learning_rate_backbone'?"),
+        ("loss.dise", "did you mean 'loss.dice'?"),
+        ("los.dice", "did you mean 'loss.dice'?"),
+        ("data.batch_size", "did you mean 'batch_size'?"),
+        ("optim.momentum", "the fields of 'optim' are learning_rate, learning_rate_backbone, weight_decay,"),
+        ("optim", "the fields of 'optim' are learning_rate, "),
+        ("num_workers", "python main.py --config=FILE --help lists all fields"),
+        ("a" * 1000, "python main.py --config=FILE --help lists all fields"),
+    ],
+)
+def test_suggests_a_near_field_or_lists_those_of_the_section(path, hint):
+    assert hint in unknown_field(path)
 
 
 def test_describes_every_field_with_its_value_and_default():

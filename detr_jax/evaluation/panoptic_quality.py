@@ -152,9 +152,9 @@ def format_table(result: dict[str, Any], categories: Sequence[Category]) -> str:
       categories: Categories in the order of the table.
     """
     width = max([len(category.name) for category in categories] + [8])
-    rows = [(group, result[group], f"{result[group]['n']:5d}") for group in GROUPS]
+    rows = [(group, result[group], f"{result[group]['n']:7d}") for group in GROUPS]
     rows += [(category.name, result["per_class"][category.id], "") for category in categories]
-    lines = [f"{'':{width}}     PQ     SQ     RQ     n"]
+    lines = [f"{'':{width}}     PQ     SQ     RQ classes"]
     for position, (name, row, count) in enumerate(rows):
         if position in (0, len(GROUPS)):
             lines.append("-" * len(lines[0]))

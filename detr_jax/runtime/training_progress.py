@@ -1,6 +1,8 @@
 """Progress of a training run: a live line on a terminal, plain lines in a log."""
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from detr_jax.runtime.progress import Lines, job
@@ -9,6 +11,7 @@ from detr_jax.runtime.reporting import log
 
 # The losses that are shown, in order; the others are in metrics.jsonl.
 SHOWN_LOSSES = ("loss", "loss_mask", "loss_dice", "loss_ce", "loss_bbox", "loss_giou")
+_SECONDS_BETWEEN_LOSSES = 1.0
 
 
 class TrainingProgress:
@@ -20,12 +23,13 @@ class TrainingProgress:
         Args:
           total: Number of steps of the run.
           batch_size: Number of images in a global batch, over all processes.
-          images_to_evaluate: Returns how many images the evaluations after a step use.
+          images_to_evaluate: Returns how many images the evaluations use from a step on, its own included.
         """
         self._total, self._batch_size, self._images_to_evaluate = total, batch_size, images_to_evaluate
         self._rate = Rate()
         self._seconds_per_evaluated_image: float | None = None
         self._lines: Lines | None = None
+        self._reported, self._losses_at = False, -math.inf
 
     @contextlib.contextmanager
     def shown(self, step: int) -> Iterator[None]:
@@ -50,6 +54,23 @@ class TrainingProgress:
         if self._lines is not None:
             self._lines.update(self._task, completed=step, text=self._text(step))
 
+    def needs_losses(self) -> bool:
+        """Whether live lines have to show losses before the first report, at most once per second."""
+        now = time.monotonic()
+        if self._lines is None or self._reported or now - self._losses_at < _SECONDS_BETWEEN_LOSSES:
+            return False
+        self._losses_at = now
+        return True
+
+    def show_losses(self, metrics: Mapping[str, float]) -> None:
+        """Shows losses in the live lines, if there are any.
+
+        Args:
+          metrics: Training metrics by name.
+        """
+        if self._lines is not None:
+            self._lines.losses = _losses_text(metrics)
+
     def report(self, step: int, metrics: Mapping[str, float]) -> float | None:
         """Shows the losses, in a log together with how far the training is.
 
@@ -60,23 +81,27 @@ class TrainingProgress:
         Returns:
           Images per second; None if not measured yet.
         """
-        losses = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN_LOSSES if name in metrics)
+        self._reported = True
         if self._lines is None:
             done, *rest = self._text(step).split("  ")
-            log("  ".join(filter(None, [f"step {done}", losses, *rest])))
+            log("  ".join(filter(None, [f"step {done}", _losses_text(metrics), *rest])))
         else:
-            self._lines.losses = losses
+            self.show_losses(metrics)
         return self._images_per_second()
 
     @contextlib.contextmanager
     def evaluation(self, images: int, step: int) -> Iterator[None]:
         """Context of an evaluation. Its duration predicts that of later ones.
 
+        The live line of the training shows no time left meanwhile: it would stand still.
+
         Args:
           images: Number of images.
           step: Number of steps so far.
         """
         since = work_seconds()
+        if self._lines is not None:
+            self._lines.update(self._task, text=f"{step}/{self._total}")
         yield
         self._seconds_per_evaluated_image = (work_seconds() - since) / images
         self.restart(step)
@@ -93,3 +118,7 @@ class TrainingProgress:
         each = self._seconds_per_evaluated_image or 1 / rate
         left = (self._total - step) * self._batch_size / rate + self._images_to_evaluate(step) * each
         return f"{done}  {rate:.1f} images/s  {time_text(left)} left"
+
+
+def _losses_text(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN_LOSSES if name in metrics)

@@ -46,8 +46,8 @@ EVALUATED = Claimable("workdir", "--workdir", ("checkpoints", "evaluation", "pic
 def claim(path: str | Path, kind: Claimable = WORKDIR) -> Iterator[None]:
     """Creates a folder and holds its lock, on process 0 only, while the context is open.
 
-    The kernel drops the lock when the process ends, however it ends. A new folder that stays empty is
-    removed.
+    The kernel drops the lock when the process ends, however it ends. Folders that are new and stay empty are
+    removed: the folder itself, those within it, and those that it lies in.
 
     Args:
       path: The folder, by default the working directory of a run.
@@ -64,7 +64,8 @@ def claim(path: str | Path, kind: Claimable = WORKDIR) -> Iterator[None]:
     folder = Path(path)
     try:
         _check_folders(folder, kind)
-        is_new = not folder.exists()
+        new = [within for name in kind.folders if not (within := folder / name).exists()]
+        new += [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         file = _lock(folder, kind)
     except OSError as error:
@@ -75,10 +76,9 @@ def claim(path: str | Path, kind: Claimable = WORKDIR) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            (folder / kind.lock).unlink()
-            if is_new:
-                folder.rmdir()  # fails if anything was written
+        for remove in ((folder / kind.lock).unlink, *(path.rmdir for path in new)):
+            with contextlib.suppress(OSError):  # rmdir fails if anything was written
+                remove()
         os.close(file)
 
 

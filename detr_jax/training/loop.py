@@ -1,6 +1,5 @@
 """The training loop: train, evaluate, save, resume."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,22 @@ from ml_collections import ConfigDict
 from detr_jax.config import validate
 from detr_jax.data.example import Source
 from detr_jax.data.part import Part
-from detr_jax.data.pipeline import load_source, train_data
-from detr_jax.errors import UserError
-from detr_jax.evaluation.evaluate import check_evaluation, evaluate_model
-from detr_jax.models.detr import Detr, Params
+from detr_jax.evaluation.evaluate import evaluate_model
 from detr_jax.runtime.interruption import Interrupted, Interruption
 from detr_jax.runtime.reporting import Reporter, log
 from detr_jax.runtime.training_progress import TrainingProgress
 from detr_jax.runtime.workdir import claim
 from detr_jax.training.averaging import averaged_params
-from detr_jax.training.checkpoints import BestCheckpoint, Checkpoints, save_description
+from detr_jax.training.checkpoints import BestCheckpoint, save_description
 from detr_jax.training.divergence import DivergenceCheck
+from detr_jax.training.finish import closing_lines, drop_finished, finished_step, last_result, record_finished
 from detr_jax.training.losses import LossWeights
 from detr_jax.training.metrics import IntervalMeans, logged_metrics
 from detr_jax.training.optim import learning_rates, make_optimizer
 from detr_jax.training.profiling import Profiler
-from detr_jax.training.resume import check_same_run
+from detr_jax.training.start import Start
 from detr_jax.training.step import TrainStep
 from detr_jax.training.step_clock import StepClock
-from detr_jax.training.step_plan import StepPlan
-from detr_jax.weights.initialize import starting_model
-from detr_jax.weights.runs import blank_run, latest_step
 
 _RESUME = "rerun the command to resume from it"
 
@@ -42,10 +36,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Args:
       config: Whole config, see `default_config`.
       workdir: Directory of the run. Receives config.json, categories.json, checkpoints/, best/,
-        metrics.jsonl, TensorBoard events, curves.png, pictures/, evaluation.json and, if traced, profile/.
+        metrics.jsonl, TensorBoard events, curves.png, pictures/, evaluation.json and, if traced, profile/;
+        and finished.json after all others.
 
     Returns:
-      The result of the last evaluation; empty if a signal stopped the run before the first.
+      The result of the last evaluation; empty if a signal stopped the run before the first. A run that has
+      finished already is left as it is, and its evaluation.json is returned.
 
     Raises:
       UserError: The config is invalid, or the data, a checkpoint or the workdir does not fit it.
@@ -53,14 +49,21 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     validate(config)
     with claim(workdir):
-        run = _Run(config, workdir)
-        log(_summary(run))
+        start = Start(config, workdir)
+        if start.finished:
+            log(start.finished_line())
+            return last_result(workdir)
+        run = _Run(config, workdir, start)
+        log(start.summary(run.state.params))
         try:
             profiler = Profiler(config.profile, Path(workdir) / "profile")
             with Interruption() as interruption, profiler, run.progress.shown(run.step):
-                return _train(run, interruption, profiler)
+                result = _train(run, interruption, profiler)
         finally:
             run.close()
+        if finished_step(workdir) is not None:
+            log(closing_lines(workdir))  # below the live lines
+        return result
 
 
 def _train(run: "_Run", interruption: Interruption, profiler: Profiler) -> dict[str, Any]:
@@ -81,9 +84,10 @@ def _train(run: "_Run", interruption: Interruption, profiler: Profiler) -> dict[
             if stops:
                 run.checkpoints.wait()
                 log(f"received {interruption.name}: step {run.step} is saved; {_RESUME}")
-                break
+                return result
             if run.plan.evaluates(run.step):
                 result = run.evaluate(interruption)
+        run.finish()
     except Interrupted:
         run.checkpoints.wait()
         log(f"received {interruption.name} during the evaluation: step {run.step} is saved; {_RESUME}")
@@ -91,12 +95,11 @@ def _train(run: "_Run", interruption: Interruption, profiler: Profiler) -> dict[
 
 
 class _Run:
-    """Everything that a run consists of: data, model, state, checkpoints and reports.
+    """Everything that a run consists of: model, state, checkpoints and reports.
 
     Attributes:
       config: Whole config.
       plan: Number of steps, and the steps after which the run logs, saves and evaluates.
-      source: Training data.
       batches: Iterator over the training data.
       state: Current state, on the devices.
       checkpoints: Checkpoints of the run.
@@ -104,41 +107,29 @@ class _Run:
       progress: Shows how far the run is.
     """
 
-    def __init__(self, config: ConfigDict, workdir: str | Path):
-        """Reads the data, and the newest checkpoint if there is one."""
-        self.config = config
-        self.source, self._held_out = load_source(config.data, "train"), load_source(config.data, "eval")
-        self.plan = StepPlan.from_config(config, len(self.source), len(self._held_out))
-        if 0 < self.plan.total <= config.optim.warmup_steps:
-            warmup = f"optim.warmup_steps is {config.optim.warmup_steps}"
-            log(f"{warmup} and the run has {self.plan.total} steps: its learning rates only rise")
-        self.batches = train_data(self.source, config)
-        if latest_step(workdir):
-            check_same_run(workdir, config, self.source.categories)
-        check_evaluation(config, self._held_out, self.source)
-        self.reporter = Reporter(workdir)
-        self.progress = TrainingProgress(self.plan.total, config.batch_size, self.plan.images_to_evaluate)
-        self.checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-        self._first = self.checkpoints.usable_step(config.checkpoint.fallback)
-        if self._first > self.plan.total:
-            raise UserError(
-                f"the run in {workdir} is at step {self._first}, but this config ends it at step "
-                f"{self.plan.total}: set --config.steps={self._first} or more, or use --mode=eval"
-            )
+    def __init__(self, config: ConfigDict, workdir: str | Path, start: Start):
+        """Creates the state, or restores the newest checkpoint if there is one."""
+        self.config, self._workdir = config, workdir
+        self.plan, self._held_out, self.batches = start.plan, start.held_out, start.batches
+        self.checkpoints, self._first = start.checkpoints, start.step
         self._divergence = DivergenceCheck(config.optim.skip_nonfinite, lambda: self.checkpoints.latest_step)
         self._means, self._clock = IntervalMeans(), StepClock()
         self._part = (
             Part.evenly_spaced(self._held_out, self.plan.part_images) if self.plan.part_images else None
         )
         self._best = BestCheckpoint(workdir, self._first, len(self._part or self._held_out))
-        self._model, params = _initial_model(config, workdir, self.source, self._first)
+        self._model, params = start.initial_model()
         self._train_step = TrainStep(self._model, config, make_optimizer(config.optim, self.plan.total))
         self.state = self._train_step.init(params)
         self.checkpoints.require_space(self.state)
         if self._first:
             self.state = self.checkpoints.restore(self.state, self.batches)
+        self.reporter = Reporter(workdir)
+        self.progress = TrainingProgress(self.plan.total, config.batch_size, self.plan.images_to_evaluate)
         self.reporter.drop_records_after(self._first)
-        save_description(workdir, config, self._model, self.source)
+        drop_finished(workdir)
+        if start.describes:
+            save_description(workdir, config, self._model, start.source)
 
     @property
     def step(self) -> int:
@@ -157,6 +148,8 @@ class _Run:
         self._clock.data_arrived()
         self.state, metrics = self._train_step(self.state, batch, self._clock)
         self._divergence.after_step(self.step, metrics, batch.image_id)
+        if self.progress.needs_losses():  # those of the steps before, for which the host has waited
+            self.progress.show_losses(self._logged(self._means.so_far()))
         self._means.add(metrics)
         if self.step == self._first + 1:  # this step compiled, so it is not timed
             jax.block_until_ready(metrics)
@@ -173,12 +166,15 @@ class _Run:
         self._divergence.check()
         config, means = self.config, self._means.take()
         updates = int(means.get("updates", self.step))
-        metrics = logged_metrics(self.step, means, config.stage, LossWeights.from_config(config.loss))
+        metrics = self._logged(means)
         metrics |= learning_rates(config.optim, self.plan.total, updates - 1, self._train_step.parts)
         metrics |= self._clock.take()
         if images_per_second := self.progress.report(self.step, metrics):
             metrics["images_per_second"] = images_per_second
         self.reporter.write(self.step, metrics)
+
+    def _logged(self, means: dict[str, float]) -> dict[str, float]:
+        return logged_metrics(self.step, means, self.config.stage, LossWeights.from_config(self.config.loss))
 
     def save(self) -> None:
         """Saves the current state, in the background.
@@ -230,33 +226,14 @@ class _Run:
         with self.progress.evaluation(len(source), self.step):
             return evaluate_model(self.config, self._model, params, source, self.reporter, self.step, last)
 
+    def finish(self) -> None:
+        """Records that the run has finished."""
+        self.checkpoints.wait()
+        record_finished(self._workdir, self.step)
+
     def close(self) -> None:
         """Finishes pending checkpoints and closes the files of the reporter, whatever ended the run."""
         try:
             self.checkpoints.wait()
         finally:
             self.reporter.close()
-
-
-def _initial_model(config: ConfigDict, workdir: str | Path, source: Source, step: int) -> tuple[Detr, Params]:
-    """The model and its parameters, from the newest checkpoint or, at step 0, initialised by the config."""
-    if step:
-        log(f"resuming from step {step}")
-        return blank_run(workdir, config.model, step)
-    model, params, remark = starting_model(config, source.categories)
-    if remark:
-        log(remark)
-    return model, params
-
-
-def _summary(run: _Run) -> str:
-    config = run.config
-    size = sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(run.state.params))
-    shapes = ", ".join(f"{height}x{width}" for height, width in config.data.train_shapes)
-    lengths = ", ".join(map(str, config.pair_lengths))
-    devices = f"{jax.device_count()} {jax.devices()[0].platform} devices"
-    return (
-        f"stage {config.stage}: {size / 1e6:.1f}M parameters, {len(run.source)} images, "
-        f"{run.plan.total} steps of {config.batch_size} images on {devices}; one program per "
-        f"static shape ({shapes}) and number of mask pairs per image ({lengths})"
-    )

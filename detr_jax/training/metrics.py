@@ -45,14 +45,18 @@ class IntervalMeans:
         self._sums = self._add(self._sums, averaged, metrics["nonfinite"])
         self._latest = metrics
 
+    def so_far(self) -> dict[str, float]:
+        """The means since the last log, on the host; empty if no step was finite. Waits for these steps."""
+        sums = {name: float(value) for name, value in parallel.unreplicate(self._sums or {}).items()}
+        steps = sums.pop("steps", 0.0)
+        return {name: value / steps for name, value in sums.items()} if steps else {}
+
     def take(self) -> dict[str, float]:
         """The means on the host, and the counters of the last step; starts the next interval.
 
         Waits for the devices. If no step was finite, there are only the counters.
         """
-        sums = {name: float(value) for name, value in parallel.unreplicate(self._sums or {}).items()}
-        steps = sums.pop("steps", 0.0)
-        means = {name: value / steps for name, value in sums.items()} if steps else {}
+        means = self.so_far()
         counters = {name: self._latest[name] for name in _NOT_AVERAGED if name in self._latest}
         self._sums = None
         return means | {name: float(value) for name, value in parallel.unreplicate(counters).items()}

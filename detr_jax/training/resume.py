@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -25,7 +25,19 @@ _FIXED = [
 ]
 
 
-def check_same_run(workdir: str | Path, config: ConfigDict, categories: Sequence[Category]) -> None:
+class Comparison(NamedTuple):
+    """How a config differs from that of the run that is to resume.
+
+    Attributes:
+      changes: Settings that may differ and do, each with both values; empty if there are none.
+      described: Whether the run's config.json and categories.json are there and whole.
+    """
+
+    changes: str
+    described: bool
+
+
+def check_same_run(workdir: str | Path, config: ConfigDict, categories: Sequence[Category]) -> Comparison:
     """Compares a config and the categories of its data with those stored in a working directory.
 
     A stored file that is missing or damaged is not compared: the run writes it again. The model of a run
@@ -61,10 +73,11 @@ def check_same_run(workdir: str | Path, config: ConfigDict, categories: Sequence
             f"this run with --config.init_from={workdir}, or resume with what differs as it was"
             f"{listing(differences)}"
         )
-    if stored_config is not None and (changes := list(_changes(stored_config, config))):
-        counted = changes[0].startswith("batch_size ")
-        hint = " (the schedule and the position in the data count batches)" if counted else ""
-        log(f"resuming with other settings: {'; '.join(changes)}{hint}")
+    described = stored_config is not None and stored_categories is not None
+    settings = list(_changes(stored_config, config)) if stored_config is not None else []
+    counted = bool(settings) and settings[0].startswith("batch_size ")
+    hint = " (the schedule and the position in the data count batches)" if counted else ""
+    return Comparison("; ".join(settings) + hint, described)
 
 
 def _changes(stored: dict[str, Any], config: ConfigDict) -> Iterator[str]:

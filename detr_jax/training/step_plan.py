@@ -62,12 +62,10 @@ class StepPlan:
         return step == self.total or (step > 0 and step % self.evaluate_every == 0)
 
     def images_to_evaluate(self, step: int) -> int:
-        """Total number of images in the evaluations after a step, without the one at the step itself."""
-        if step >= self.total:
-            return 0
-        evaluations = (
-            (self.total - 1) // self.evaluate_every - step // self.evaluate_every + 1 + self.averages
-        )
+        """Total number of images in the evaluations from a step on, including the one at the step itself."""
+        before = max(step - 1, 0)
+        evaluations = (self.total - 1) // self.evaluate_every - before // self.evaluate_every
+        evaluations += 1 + self.averages  # those after the last step
         if not self.part_images:
             return evaluations * self.all_images
         return evaluations * self.part_images + self.all_images

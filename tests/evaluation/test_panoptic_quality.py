@@ -85,7 +85,7 @@ def test_prints_a_table_in_percent():
     prediction[:, 4] = 2
     lines = measure([(truth, segmentation(prediction, {1: 1, 2: 100}))]).table().splitlines()
     rows = {line[:10].strip(): line[10:].split() for line in lines}
-    assert lines[0].split() == ["PQ", "SQ", "RQ", "n"]
+    assert lines[0].split() == ["PQ", "SQ", "RQ", "classes"]
     assert rows["Things"] == ["80.0", "80.0", "100.0", "1"]
     assert rows["person"] == ["80.0", "80.0", "100.0"]
     assert list(rows)[-1] == "never seen"

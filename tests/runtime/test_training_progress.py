@@ -50,6 +50,8 @@ with training.shown(0):
     training.restart(0)
     for step in range(1, 5):
         time.sleep(0.3)
+        if training.needs_losses():
+            training.show_losses({"loss": 0.9})
         training.after_step(step)
         if step == 2:
             training.report(step, {"loss": 0.75, "loss_mask": 0.25})
@@ -91,7 +93,9 @@ def test_a_terminal_gets_live_lines():
     assert re.search(r"compiling the training step for 128x128 pixels, 0:00:0\d", text)
     assert re.search(r"training .*0/4", text.split("2/4")[0])
     assert re.search(r"training .*2/4  \d+\.\d images/s  0:00:0\d left", text)
-    assert "loss 0.750  loss_mask 0.250" in text and "step 2/4" not in text
+    assert re.search("loss 0.900.*loss 0.750  loss_mask 0.250", text, re.DOTALL)
+    assert "loss 0.900" not in text.split("loss 0.750")[-1] and "step 2/4" not in text
+    assert re.search(r"training .*4/4 *[\r\n]+loss|training .*4/4 *[\r\n]+evaluation", text)  # no time left
     assert re.search(r"evaluation .*[1-4]/4 images, \d+\.\d/s, 0:00:0\d left", text)
     assert text.count("PQ All 50.0") == 1
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]

@@ -50,6 +50,18 @@ def test_a_new_workdir_that_stays_empty_is_removed(tmp_path):
     assert tmp_path.exists() and not (tmp_path / "new").exists()
 
 
+def test_new_folders_in_a_workdir_and_above_it_are_removed_if_they_stay_empty(tmp_path):
+    run, known = tmp_path / "runs" / "a", tmp_path / "known"
+    (known / "best").mkdir(parents=True)
+    for folder in (run, known):
+        with claim(folder):
+            (folder / "checkpoints").mkdir()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["best", "known"]
+    with claim(run):
+        (run / "checkpoints" / "1").mkdir(parents=True)
+    assert (run / "checkpoints" / "1").is_dir()
+
+
 def test_a_second_run_is_told_who_holds_the_workdir_until_it_is_killed(holder, tmp_path):
     message = f"in use by process {holder.pid} on host {platform.node()}, since 20"
     with pytest.raises(UserError, match=message) as error, claim(tmp_path):

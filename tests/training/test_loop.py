@@ -52,6 +52,11 @@ def test_a_run_writes_metrics_checkpoints_and_pictures(config, tmp_path, capsys)
     assert "compiling the forward pass of training for 64x64 pixels" in printed
     assert "step 2: evaluating 2 of 5 images" in printed and "step 4: evaluating 5 of 5 images" in printed
     assert "Things" in printed and "disc" in printed
+    score = f"{100 * json.loads((tmp_path / 'best' / 'evaluation.json').read_text())['All']['pq']:.1f}"
+    assert printed.splitlines()[-2:] == [
+        f"wrote {tmp_path}: checkpoints/, best/ (PQ {score} on 2 images), curves.png, pictures/, profile/",
+        f"report: python main.py --mode=eval --workdir={tmp_path}",
+    ]
 
     with claim(tmp_path):  # as if it were still training
         assert evaluate(config, tmp_path)["All"] == result["All"]
@@ -61,10 +66,29 @@ def test_a_run_writes_metrics_checkpoints_and_pictures(config, tmp_path, capsys)
     other.model.feedforward_dim = 48
     with pytest.raises(UserError, match="of a different model"):
         train(other, tmp_path)
+    check_a_finished_run_is_left_as_it_is(config, tmp_path, capsys)
     config.eval.backend = "panopticapi"
     pytest.importorskip("panopticapi", reason="panopticapi is not installed")
     if all(result[group]["n"] for group in ("Things", "Stuff")):
         assert evaluate(config, tmp_path)["All"]["pq"] == pytest.approx(result["All"]["pq"], abs=1e-9)
+
+
+def files_of(workdir):
+    return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def check_a_finished_run_is_left_as_it_is(config, workdir, capsys):
+    before = files_of(workdir)
+    other = copy.deepcopy(config)
+    for rate in (config.optim.learning_rate, 1e-5):
+        other.optim.learning_rate = rate
+        capsys.readouterr()
+        assert train(other, workdir) == json.loads((workdir / "evaluation.json").read_text())
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.startswith(f"the run in {workdir} ended at step 4 and has checkpoints/, best/ (PQ ")
+        assert "--config.steps=MORE continues it" in line
+        assert ("optim.learning_rate is 1e-05, was 0.001" in line) == (rate == 1e-5)
+        assert files_of(workdir) == before
 
 
 def test_the_mask_head_trains_on_the_detector_of_another_run(config, tmp_path):
@@ -172,7 +196,22 @@ def test_whatever_ends_a_run_its_saved_step_is_whole(config, tmp_path, monkeypat
     assert "received SIGTERM during the evaluation: step 2 is saved; rerun the command" in printed
 
     monkeypatch.setattr(loop, "evaluate_model", evaluate_model)
-    assert "AP50" in train(config, tmp_path)
+    config.optim.learning_rate, used = 1e-5, config.optim.learning_rate
+    assert "AP50" in train(config, tmp_path)  # the evaluation that is missing, and no step
+    assert "which config.json keeps: optim.learning_rate is 1e-05, was 0.001" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["learning_rate"] == used
+    before = files_of(tmp_path)
+    train(config, tmp_path)
+    assert files_of(tmp_path) == before
+
+    config.steps = 3
+    train(config, tmp_path)
+    printed = capsys.readouterr().out
+    assert "steps is 3, was 2" in printed and latest_step(tmp_path) == 3
+    assert "report: python main.py" in printed
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["learning_rate"] == 1e-5
+    train(config, tmp_path)
+    assert f"the run in {tmp_path} ended at step 3" in capsys.readouterr().out
 
 
 ON_FOUR_DEVICES = """

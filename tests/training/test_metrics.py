@@ -25,9 +25,11 @@ def test_metrics_are_means_over_the_interval():
     means = IntervalMeans()
     for loss in (1.0, 2.0, 6.0):
         means.add(step(loss=loss, loss_ce=2 * loss))
+        assert means.so_far()["loss"] in (1.0, 1.5, 3.0)
     assert means.take() == {"loss": 3.0, "loss_ce": 6.0, "nonfinite": 0.0}
     means.add(step(loss=5.0, loss_ce=0.5))
     assert means.take()["loss"] == 5.0
+    assert means.so_far() == {}
 
 
 def test_steps_that_are_not_finite_are_not_counted():

@@ -35,9 +35,8 @@ def test_the_images_left_to_evaluate_are_those_of_the_evaluations_to_come(config
     assert evaluated(plan) == sorted({*range(every, 9, every), 9})
     assert plan.part_images == (part if part < 5 else 0)
     for step in range(10):
-        later = [later for later in evaluated(plan) if later > step]
-        expected = sum(plan.part_images or 5 for _ in later)
-        if step < 9:
-            expected += 5 if plan.part_images else 0
-            expected += (plan.part_images or 5) if averages else 0  # the last step's own parameters
+        to_come = [later for later in evaluated(plan) if later >= step]  # its own follows, too
+        expected = sum(plan.part_images or 5 for _ in to_come)
+        expected += 5 if plan.part_images else 0
+        expected += (plan.part_images or 5) if averages else 0  # the last step's own parameters
         assert plan.images_to_evaluate(step) == expected
