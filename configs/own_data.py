@@ -23,7 +23,7 @@ from detr_jax.config import apply_variants
 def get_config(variants: str = "") -> ConfigDict:
     config = shapes.get_config("joint,original_size")
     config.init_from = "shapes-panoptic"
-    config.steps = 20_000
+    config.steps = 24_000
     config.batch_size = 8  # more steps of fewer pictures learn faster
     config.pair_lengths = (4, 8, 12, 20)
     config.loss.cls = 2.0
@@ -40,7 +40,7 @@ def get_config(variants: str = "") -> ConfigDict:
     config.data.crop_range = (56, 104)
     config.data.max_targets = 20  # as many as queries
 
-    config.eval.threshold = 0.6  # chosen on training images, for tiles of 64 pixels
+    config.eval.threshold = 0.7  # chosen on training images, for tiles of 64 pixels
     config.eval.part_count = 64
     config.eval.every_steps = 5_000
     config.checkpoint.every_steps = 250
@@ -64,7 +64,7 @@ def masks(config: ConfigDict) -> None:
 def finish(config: ConfigDict) -> None:
     """Everything at a falling learning rate, on parts about as large as the tiles of predictions."""
     config.init_from = "runs/own_masks"
-    config.steps = 2_600
+    config.steps = 6_000
     config.data.crop_range = (48, 80)
     config.optim.learning_rate = 3e-4
     config.optim.learning_rate_backbone = 3e-4
