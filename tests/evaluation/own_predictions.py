@@ -1,4 +1,4 @@
-"""A COCO folder whose ground truth is what a model predicted, with mistakes.
+"""Writes a COCO folder whose ground truth is a model's own predictions with deliberate mistakes.
 
 The weights of `make.state_dict` were never trained. Ground truth that a person drew would give them scores of
 0, which are the same whatever is wrong.
@@ -21,7 +21,7 @@ SEEDS = (3, 4, 5, 7, 12, 19, 27, 28)  # of images in which that model finds seve
 HEIGHT, WIDTH = 128, 160
 SHIFT = 2  # pixels to the right, from a prediction to its ground truth
 THRESHOLDS = np.arange(0.5, 0.96, 0.05)  # IoUs of a match; the first is that of panoptic quality
-MARGIN = 0.005  # rounding moves a few of thousands of pixels
+MARGIN = 0.005  # rounding moves a few pixels of thousands
 CATEGORIES = coco_panoptic()
 OTHER_CLASS = 1  # a person, which the model never predicts
 # The result files of an evaluation whose workdir is called "first".
@@ -41,7 +41,7 @@ def write_images(root):
 
 
 def write_ground_truth(root, workdir):
-    """Replaces the annotations by some made of an evaluation's files; instances.json has the objects."""
+    """Writes annotations and instances.json, made from the result files of an evaluation in `workdir`."""
     folder = workdir / "evaluation"
     with zipfile.ZipFile(folder / f"{PANOPTIC}.zip") as archive:
         entries = json.loads(archive.read(f"{PANOPTIC}.json"))["annotations"]
@@ -71,7 +71,7 @@ def _write_segments(root, segmentations):
 
 
 def _mistaken(predicted):
-    """Segments moved to the right; every fifth is left out, and every seventh has another class."""
+    """Shifts predicted segments to the right, drops every fifth, and gives every seventh another class."""
     segment_map, infos = np.zeros_like(predicted.segment_map), []
     for number, (info, mask) in enumerate(zip(predicted.segments_info, predicted.masks(), strict=True), 1):
         moved = np.roll(mask, SHIFT, axis=1)
@@ -95,7 +95,7 @@ def _detections(folder):
 
 
 def _objects(image_id, boxes, masks):
-    """Objects of an image: its surest detections, each moved further; every fifth is left out."""
+    """Shifts the highest-scoring detections of an image, each further than the last; drops every fifth."""
     pairs = [pair for pair in zip(boxes, masks, strict=True) if pair[0]["image_id"] == image_id]
     pairs = sorted(pairs, key=lambda pair: -pair[0]["score"])[:OBJECTS]
     for number, (box, mask) in enumerate(pairs, 1):
